@@ -1,0 +1,141 @@
+"""The causal depthwise convolution of Mamba, with a choice of backends."""
+
+from typing import Any
+
+from torch import Tensor
+
+from espnet_bimamba.errors import OptionError, ShapeError
+from espnet_bimamba.ops.backends import Call, resolve
+from espnet_bimamba.ops.lengths import check_lengths
+from espnet_bimamba.ops.library import custom_operator, empty
+
+__all__ = ["causal_conv1d"]
+
+ACTIVATIONS = (None, "silu", "swish")
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    activation: str | None = None,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve each channel with its own kernel; the formula stands in ``reference.py``.
+
+    Names and shapes are those of causal-conv1d's ``causal_conv1d_fn``; ``reverse``, ``lengths``
+    and ``backend`` are this package's. Any real floating dtype up to float64; computed in float32
+    at least, and the output has ``x``'s dtype.
+
+    Args:
+        x: ``(batch, dim, length)``, the input.
+        weight: ``(dim, width)``; ``weight[:, -1]`` meets the current frame.
+        bias: ``(dim,)``.
+        initial_states: ``(batch, dim, width - 1)``, the frames before the first.
+        return_final_states: Whether the last ``width - 1`` inputs of each sequence are returned
+            as well, to be the ``initial_states`` of what follows.
+        activation: None, ``"silu"`` or ``"swish"`` (the same function).
+        reverse: Whether time runs backwards: the first step is each sequence's last frame.
+        lengths: ``(batch,)``, integer. Each sequence is its own: outputs and gradients past its
+            end are exactly zero, and what the padding holds, NaN included, reaches nothing.
+        backend: Name of the backend; None chooses.
+
+    Returns:
+        ``(batch, dim, length)`` in ``x``'s dtype and, with ``return_final_states``,
+        ``(batch, dim, width - 1)``.
+
+    Raises:
+        OptionError: ``activation`` or the name of the backend is unknown.
+        ShapeError: A shape, dtype or device does not fit.
+        LengthsError: ``lengths`` does not describe the batch.
+        BackendError: The backend asked for by name cannot serve the call.
+    """
+    if activation not in ACTIVATIONS:
+        raise OptionError("activation", activation, "one of None, 'silu', 'swish'")
+    _check_tensors(x, weight, bias, initial_states)
+    if lengths is not None:
+        lengths = check_lengths(lengths, x.shape[0], x.shape[2], x.device)
+    return _convolve(
+        x,
+        weight,
+        bias,
+        initial_states,
+        return_final_states,
+        activation,
+        reverse,
+        lengths,
+        backend,
+    )
+
+
+def _serve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    return_final_states: bool,
+    activation: str | None,
+    reverse: bool,
+    lengths: Tensor | None,
+    backend: str | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    call = Call(
+        operator="causal_conv1d",
+        device=x.device.type,
+        dtype=x.dtype,
+        d_conv=weight.shape[1],
+        initial_state=initial_states is not None,
+        final_state=return_final_states,
+    )
+    return resolve(call, backend)(
+        x,
+        weight,
+        bias,
+        initial_states=initial_states,
+        return_final_states=return_final_states,
+        activation=activation,
+        reverse=reverse,
+        lengths=lengths,
+    )
+
+
+def _shapes(x: Tensor, weight: Tensor, *args: Any) -> list[Tensor]:
+    """Return what the convolution returns, not computed."""
+    _, _, return_final_states, *_ = args
+    results = [empty(x.shape, x, sequence=True)]
+    if return_final_states:
+        results.append(empty((*x.shape[:2], weight.shape[1] - 1), x, sequence=False))
+    return results
+
+
+_convolve = custom_operator("causal_conv1d", _serve, _shapes, sequences=("x",))
+
+
+def _check_tensors(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None
+) -> None:
+    if x.dim() != 3:
+        raise ShapeError(f"x must be (batch, dim, length), got shape {tuple(x.shape)}")
+    batch, dim, _ = x.shape
+    if weight.dim() != 2 or weight.shape[0] != dim or weight.shape[1] < 1:
+        raise ShapeError(f"weight must be (dim={dim}, width), got shape {tuple(weight.shape)}")
+    if bias is not None and bias.shape != (dim,):
+        raise ShapeError(f"bias must have shape ({dim},), got {tuple(bias.shape)}")
+    states = (batch, dim, weight.shape[1] - 1)
+    if initial_states is not None and initial_states.shape != states:
+        raise ShapeError(
+            f"initial_states must have shape {states}, got {tuple(initial_states.shape)}"
+        )
+    tensors = {"x": x, "weight": weight, "bias": bias, "initial_states": initial_states}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise ShapeError(f"{name} must have a real floating dtype, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ShapeError(f"{name} is on {tensor.device}, x is on {x.device}: they must agree")

@@ -1,0 +1,440 @@
+"""The causal depthwise convolution on the CPU: Numba kernels, forward and backward.
+
+Channels are the vector lanes, as in the scan: one pass reads each frame's neighbours, adds the
+bias and applies the activation. The backward pass recomputes what the activation saw.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from espnet_bimamba.ops.cpu_lanes import (
+    LANES,
+    filled,
+    load,
+    load_first,
+    sigmoid,
+    store,
+    store_first,
+)
+from espnet_bimamba.ops.cpu_runtime import (
+    Kernel,
+    View,
+    channels_last,
+    empty_channels_last,
+    flat,
+    run_parallel,
+    view,
+)
+
+# Channels of one work item: long enough rows of memory, few enough for the window to stay in cache.
+TILE = 4 * LANES
+CHUNK = 64
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    activation: str | None = None,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CPU tensors."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    optional = (None if t is None else t.to(dtype) for t in (bias, initial_states))
+    out, final_states = _CausalConv1d.apply(
+        x, weight.to(dtype), *optional, activation is not None, reverse, lengths
+    )
+    out = out.to(x.dtype)
+    return (out, final_states.to(x.dtype)) if return_final_states else out
+
+
+class _Inputs(NamedTuple):
+    """The tensors of one convolution, laid out for the kernels."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_states: Tensor | None
+    lengths: Tensor
+
+    def views(self) -> "_Views":
+        """View every tensor; a tap's weights of neighbouring channels are side by side."""
+        nothing = self.weight.new_empty(0)
+
+        def line(t: Tensor | None) -> np.ndarray:
+            return flat(nothing if t is None else t)
+
+        return _Views(
+            view(self.x),
+            flat(self.weight.t().contiguous()),
+            line(self.bias),
+            line(self.initial_states),
+            self.lengths.numpy(),
+        )
+
+    def plan(self) -> "_Plan":
+        """Cut the convolution into tiles."""
+        batch, dim, length = self.x.shape
+        return _Plan(batch, dim, length, self.weight.shape[1], -(-dim // TILE))
+
+
+class _Views(NamedTuple):
+    """The inputs as kernels read them; an absent one is an empty line."""
+
+    x: View
+    weight: np.ndarray  # (width, dim)
+    bias: np.ndarray
+    initial_states: np.ndarray
+    lengths: np.ndarray
+
+
+class _Plan(NamedTuple):
+    batch: int
+    dim: int
+    length: int
+    width: int
+    tiles: int
+
+
+class _GradientViews(NamedTuple):
+    """The gradients as the kernel writes them, those of weight and bias for each sequence."""
+
+    dx: View
+    d_weight: np.ndarray  # (batch, width, dim)
+    d_bias: np.ndarray
+    d_initial: np.ndarray
+
+
+class _CausalConv1d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        initial_states: Tensor | None,
+        silu: bool,
+        reverse: bool,
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if lengths is None:
+            lengths = torch.full((x.shape[0],), x.shape[2], dtype=torch.int64)
+        inputs = _Inputs(
+            channels_last(x),
+            weight.detach(),
+            None if bias is None else bias.detach().contiguous(),
+            None if initial_states is None else initial_states.detach().contiguous(),
+            lengths.contiguous(),
+        )
+        plan = inputs.plan()
+        out = empty_channels_last(x.shape, weight)
+        final_states = weight.new_empty(*x.shape[:2], plan.width - 1)
+        run_parallel(
+            _forward_kernel,
+            plan.batch * plan.tiles,
+            inputs.views(),
+            view(out),
+            flat(final_states),
+            plan,
+            silu,
+            reverse,
+        )
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*inputs)
+            ctx.silu, ctx.reverse = silu, reverse
+        return out, final_states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_final_states: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = _Inputs(*ctx.saved_tensors)
+        plan = inputs.plan()
+        d_out = channels_last(d_out)
+        dx = empty_channels_last(d_out.shape, d_out)
+        d_weight = d_out.new_empty(plan.batch, plan.width, plan.dim)
+        d_bias = d_out.new_empty(plan.batch, plan.dim)
+        d_initial = torch.empty_like(d_final_states, memory_format=torch.contiguous_format)
+        run_parallel(
+            _backward_kernel,
+            plan.batch * plan.tiles,
+            inputs.views(),
+            view(d_out),
+            flat(d_final_states.contiguous()),
+            _GradientViews(view(dx), *map(flat, (d_weight, d_bias, d_initial))),
+            plan,
+            ctx.silu,
+            ctx.reverse,
+        )
+        return (
+            dx.to(inputs.x.dtype),
+            d_weight.sum(0).t().contiguous(),
+            d_bias.sum(0) if inputs.bias is not None else None,
+            d_initial if inputs.initial_states is not None else None,
+            None,
+            None,
+            None,
+        )
+
+
+class _Column(NamedTuple):
+    """Where a row of channels lies: its sequence, first channel and number of channels."""
+
+    b: int
+    channel: int
+    lanes: int
+    end: int  # the sequence's length
+
+
+@njit
+def _column(x: _Views, plan: _Plan, b: int, channel: int) -> _Column:
+    return _Column(b, channel, min(LANES, plan.dim - channel), x.lengths[b])
+
+
+@njit
+def _address(x: View, column: _Column, step: int, reverse: bool) -> int:
+    """Return where the frame of a step of the convolution starts."""
+    frame = column.end - 1 - step if reverse else step
+    return column.b * x.batch + frame * x.length + column.channel
+
+
+@njit
+def _convolve(
+    x: _Views,
+    plan: _Plan,
+    column: _Column,
+    first: int,
+    count: int,
+    reverse: bool,
+    sums: np.ndarray,
+) -> None:
+    """Fill ``sums`` with the outputs of ``count`` steps before their activation, a row a step."""
+    y = filled(x.weight, 0)
+    if x.bias.size:
+        y = load_first(x.bias, column.channel, column.lanes)
+    for i in range(count):
+        store(sums, i * LANES, y)
+    history = plan.width - 1
+    sign = -x.x.length if reverse else x.x.length
+    for k in range(plan.width):
+        shift = first - history + k
+        tap = load_first(x.weight, k * plan.dim + column.channel, column.lanes)
+        start = _address(x.x, column, shift, reverse)
+        for i in range(max(0, -shift), count):
+            seen = load_first(x.x.line, start + i * sign, column.lanes)
+            store(sums, i * LANES, load(sums, i * LANES) + tap * seen)
+        if x.initial_states.size:
+            for i in range(min(count, -shift)):
+                for w in range(column.lanes):
+                    channel = column.channel + w
+                    before = (column.b * plan.dim + channel) * history + history + shift + i
+                    sums[i * LANES + w] += (
+                        x.weight[k * plan.dim + channel] * x.initial_states[before]
+                    )
+
+
+@njit
+def _activate(
+    out: View, column: _Column, first: int, count: int, silu: bool, reverse: bool, sums: np.ndarray
+) -> None:
+    """Write the outputs of a chunk."""
+    for i in range(count):
+        y = load(sums, i * LANES)
+        if silu:
+            y = y * sigmoid(y)
+        store_first(out.line, _address(out, column, first + i, reverse), y, column.lanes)
+
+
+@njit
+def _write_zeros(out: View, column: _Column, first: int, last: int) -> None:
+    for frame in range(first, last):
+        start = _address(out, column, frame, False)
+        store_first(out.line, start, filled(out.line, 0), column.lanes)
+
+
+@njit
+def _last_inputs(
+    x: _Views, plan: _Plan, column: _Column, reverse: bool, final_states: np.ndarray
+) -> None:
+    history = plan.width - 1
+    line = np.zeros(history * LANES, x.weight.dtype)
+    for j in range(history):
+        step = column.end - history + j
+        if step >= 0:
+            row = load_first(x.x.line, _address(x.x, column, step, reverse), column.lanes)
+            store(line, j * LANES, row)
+        elif x.initial_states.size:
+            for w in range(column.lanes):
+                start = (column.b * plan.dim + column.channel + w) * history
+                line[j * LANES + w] = x.initial_states[start + history + step]
+    for j in range(history):
+        for w in range(column.lanes):
+            start = (column.b * plan.dim + column.channel + w) * history
+            final_states[start + j] = line[j * LANES + w]
+
+
+def _forward(
+    first: int,
+    last: int,
+    x: _Views,
+    out: View,
+    final_states: np.ndarray,
+    plan: _Plan,
+    silu: bool,
+    reverse: bool,
+) -> None:
+    """Convolve the tiles ``first .. last`` of all (batch, tile)."""
+    sums = np.zeros(CHUNK * LANES, x.weight.dtype)
+    for item in range(first, last):
+        b, begin = item // plan.tiles, item % plan.tiles * TILE
+        channels = range(begin, min(begin + TILE, plan.dim), LANES)
+        for start in range(0, x.lengths[b], CHUNK):
+            count = min(CHUNK, x.lengths[b] - start)
+            for channel in channels:
+                column = _column(x, plan, b, channel)
+                _convolve(x, plan, column, start, count, reverse, sums)
+                _activate(out, column, start, count, silu, reverse, sums)
+        for channel in channels:
+            column = _column(x, plan, b, channel)
+            _write_zeros(out, column, column.end, plan.length)
+            _last_inputs(x, plan, column, reverse, final_states)
+
+
+@njit
+def _start_gradients(
+    x: _Views,
+    plan: _Plan,
+    column: _Column,
+    d_final_states: np.ndarray,
+    gradients: _GradientViews,
+    reverse: bool,
+) -> None:
+    """Give the last inputs the gradients of the final states, and all others zero.
+
+    In a sequence shorter than the window, initial states are among the final ones.
+    """
+    dx = gradients.dx
+    _write_zeros(dx, column, 0, plan.length)
+    history = plan.width - 1
+    for w in range(column.lanes):
+        start = (column.b * plan.dim + column.channel + w) * history
+        for j in range(history):
+            gradients.d_initial[start + j] = 0
+        for j in range(history):
+            step = column.end - history + j
+            if step >= 0:
+                dx.line[_address(dx, column, step, reverse) + w] = d_final_states[start + j]
+            else:
+                gradients.d_initial[start + history + step] = d_final_states[start + j]
+
+
+@njit
+def _read_slopes(
+    d_out: View,
+    column: _Column,
+    first: int,
+    count: int,
+    silu: bool,
+    reverse: bool,
+    sums: np.ndarray,
+) -> None:
+    """Turn a chunk's outputs before their activation into the gradients of the same."""
+    one = filled(sums, 1)
+    for i in range(count):
+        start = _address(d_out, column, first + i, reverse)
+        dy = load_first(d_out.line, start, column.lanes)
+        if silu:
+            y = load(sums, i * LANES)
+            gate = sigmoid(y)
+            dy = dy * gate * (one + y * (one - gate))
+        store(sums, i * LANES, dy)
+
+
+@njit
+def _differentiate(
+    x: _Views,
+    plan: _Plan,
+    column: _Column,
+    first: int,
+    count: int,
+    reverse: bool,
+    slopes: np.ndarray,
+    gradients: _GradientViews,
+    d_taps: np.ndarray,
+) -> None:
+    """Add a chunk's share to the gradients of the inputs, the taps and, behind them, the bias."""
+    history = plan.width - 1
+    dx = gradients.dx
+    sign = -x.x.length if reverse else x.x.length
+    dx_sign = -dx.length if reverse else dx.length
+    for k in range(plan.width):
+        shift = first - history + k
+        tap = load_first(x.weight, k * plan.dim + column.channel, column.lanes)
+        d_tap = load(d_taps, k * LANES)
+        start, dx_start = (
+            _address(x.x, column, shift, reverse),
+            _address(dx, column, shift, reverse),
+        )
+        for i in range(max(0, -shift), count):
+            dy = load(slopes, i * LANES)
+            d_tap = d_tap + dy * load_first(x.x.line, start + i * sign, column.lanes)
+            target = dx_start + i * dx_sign
+            d = load_first(dx.line, target, column.lanes) + dy * tap
+            store_first(dx.line, target, d, column.lanes)
+        store(d_taps, k * LANES, d_tap)
+        for i in range(min(count, -shift)):
+            for w in range(column.lanes):
+                channel = column.channel + w
+                before = (column.b * plan.dim + channel) * history + history + shift + i
+                dy_w = slopes[i * LANES + w]
+                gradients.d_initial[before] += x.weight[k * plan.dim + channel] * dy_w
+                if x.initial_states.size:
+                    d_taps[k * LANES + w] += x.initial_states[before] * dy_w
+    d_bias = load(d_taps, plan.width * LANES)
+    for i in range(count):
+        d_bias = d_bias + load(slopes, i * LANES)
+    store(d_taps, plan.width * LANES, d_bias)
+
+
+def _backward(
+    first: int,
+    last: int,
+    x: _Views,
+    d_out: View,
+    d_final_states: np.ndarray,
+    gradients: _GradientViews,
+    plan: _Plan,
+    silu: bool,
+    reverse: bool,
+) -> None:
+    """Differentiate the tiles ``first .. last`` of all (batch, tile)."""
+    slopes = np.zeros(CHUNK * LANES, x.weight.dtype)
+    d_taps = np.zeros((plan.width + 1) * LANES, x.weight.dtype)
+    for item in range(first, last):
+        b, begin = item // plan.tiles, item % plan.tiles * TILE
+        for channel in range(begin, min(begin + TILE, plan.dim), LANES):
+            column = _column(x, plan, b, channel)
+            d_taps[:] = 0
+            _start_gradients(x, plan, column, d_final_states, gradients, reverse)
+            for start in range(0, column.end, CHUNK):
+                count = min(CHUNK, column.end - start)
+                _convolve(x, plan, column, start, count, reverse, slopes)
+                _read_slopes(d_out, column, start, count, silu, reverse, slopes)
+                _differentiate(x, plan, column, start, count, reverse, slopes, gradients, d_taps)
+            for w in range(column.lanes):
+                gradients.d_bias[b * plan.dim + channel + w] = d_taps[plan.width * LANES + w]
+                for k in range(plan.width):
+                    target = (b * plan.width + k) * plan.dim + channel + w
+                    gradients.d_weight[target] = d_taps[k * LANES + w]
+
+
+_forward_kernel = Kernel(_forward)
+_backward_kernel = Kernel(_backward)

@@ -1,0 +1,225 @@
+"""What the CPU kernels of all operators share: compilation, threads, views of tensors.
+
+Numba's own parallel layers are not used: the workqueue layer aborts on concurrent entry and
+GNU OpenMP aborts after a fork, and ESPnet does both (DataLoader workers, inference servers).
+Kernels are compiled with ``nogil`` and a pool of Python threads hands them ranges of work items.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import itertools
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import config, njit
+from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+# Reentrant: a fork waits for it (see below), also one that happens while its thread compiles.
+_compile_lock = threading.RLock()
+
+# No thread is started before there is work for it, so this is no more than what torch would start
+# for as many callers.
+_MOST_THREADS = 1024
+
+
+class Kernel:
+    """A function that Numba compiles at its first call for each combination of argument types.
+
+    The machine code is cached in ``~/.cache/espnet-bimamba`` (``XDG_CACHE_HOME`` and
+    ``NUMBA_CACHE_DIR`` are obeyed). Without a folder to write to, or with a broken cache, the
+    function is compiled in memory and works the same.
+
+    Args:
+        function: What to compile; it may call other ``njit`` functions.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+        self._compiled: Any = None
+        self._known: set[tuple] = set()
+
+    def __call__(self, *args: Any) -> None:
+        """Run the kernel; every argument is a NumPy array or a scalar."""
+        kind = tuple(map(_kind, args))
+        if kind in self._known and self._compiled is not None:
+            self._compiled(*args)
+            return
+        with _compile_lock, _one_process_at_a_time():
+            self._first_call(args)
+            self._known.add(kind)
+
+    def _first_call(self, args: tuple) -> None:
+        name, start = self._function.__qualname__, time.perf_counter()
+        found = False
+        try:
+            self._compiled = self._compiled or self._jit(cache=True)
+            before = self._compiled.stats.cache_hits.total()
+            self._compiled(*args)
+            found = self._compiled.stats.cache_hits.total() > before
+        except Exception as error:
+            # Numba raises RuntimeError without a folder, OSError on a full disk, and whatever
+            # unpickling raises on a truncated file. A fault of the kernel comes up again here.
+            _logger.info("%s: no cache of compiled code on disk (%s)", name, error)
+            self._compiled = self._jit(cache=False)
+            self._compiled(*args)
+        if not found:
+            seconds = time.perf_counter() - start
+            _logger.info("%s: compiled for this machine in %.1f s", name, seconds)
+
+    def _jit(self, cache: bool) -> Any:
+        if cache and not config.CACHE_DIR:
+            # Numba's default is beside the source, where `pip uninstall` would leave it.
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+            with _numba_cache_in(folder / "espnet-bimamba" / _fingerprint()):
+                return self._dispatcher(cache)
+        return self._dispatcher(cache)
+
+    def _dispatcher(self, cache: bool) -> Any:
+        # No fastmath: it would mark the sums in `cpu_lanes` that must not be simplified, too.
+        return njit(nogil=True, cache=cache, error_model="numpy")(self._function)
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """Hash what kernels take from here: Numba sees only a change of their own files."""
+    sources = (Path(__file__).with_name(name) for name in ("cpu_lanes.py", "cpu_runtime.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _numba_cache_in(folder: Path) -> Iterator[None]:
+    """Let Numba choose ``folder`` for what is declared within; read when a kernel is declared."""
+    config.CACHE_DIR = str(folder)
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = ""
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Let one process compile and the others find its cache.
+
+    Numba numbers its cache files by an index that two processes can read before either writes;
+    without the lock one would overwrite the other's code.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path = Path(tempfile.gettempdir()) / f"espnet-bimamba-compile-{os.getuid()}.lock"
+            lock = stack.enter_context(path.open("a"))
+            # Not flock, which a forked child would hold on to.
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _kind(argument: Any) -> Any:
+    """Return what of an argument decides which machine code runs."""
+    if isinstance(argument, tuple):
+        return tuple(map(_kind, argument))
+    return argument.dtype if isinstance(argument, np.ndarray) else type(argument)
+
+
+def run_parallel(kernel: Callable, items: int, *args: Any) -> None:
+    """Call ``kernel(first, last, *args)`` on ranges that together cover ``0 .. items``.
+
+    As many ranges run at a time as torch uses threads; the caller's thread takes one of them.
+    Safe to call from several Python threads, after a fork and in DataLoader workers.
+    """
+    workers = max(1, min(torch.get_num_threads(), items))
+    bounds = [items * worker // workers for worker in range(workers + 1)]
+    first, *others = itertools.pairwise(bounds)
+    futures = [_pool.submit(kernel, *span, *args) for span in others]
+    kernel(*first, *args)
+    for future in futures:
+        future.result()
+
+
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="espnet-bimamba")
+
+
+_pool = _new_pool()
+
+
+def _start_anew_in_child() -> None:
+    """Forget the parent's threads, which do not exist in a forked child."""
+    global _pool
+    _pool = _new_pool()
+    _compile_lock.release()
+
+
+# A fork waits until nothing is being compiled: the child would inherit Numba's lock, held by a
+# thread that it does not have.
+os.register_at_fork(
+    before=_compile_lock.acquire,
+    after_in_parent=_compile_lock.release,
+    after_in_child=_start_anew_in_child,
+)
+
+
+class View(NamedTuple):
+    """A tensor as kernels read it: a line of memory and the steps of the axes in it."""
+
+    line: np.ndarray
+    batch: int
+    group: int
+    state: int
+    length: int
+
+
+def view(x: Tensor) -> View:
+    """View (batch, dim, length) or (batch, group, state, length); an axis it lacks has step 0."""
+    steps = x.stride()
+    if x.dim() == 3:
+        steps = (steps[0], 0, 0, steps[2])
+    return View(flat(x), *steps)
+
+
+def flat(x: Tensor) -> np.ndarray:
+    """View everything from ``x``'s first element to its last as one contiguous line.
+
+    Kernels index the line by ``x``'s strides, so that slices of a projection's output are read
+    in place while the compiler still knows that neighbours are adjacent. Half precision comes as
+    its bits (see ``cpu_lanes.py``): NumPy has no bfloat16.
+    """
+    x = x.detach()
+    if x.dtype in _BITS:
+        x = x.view(_BITS[x.dtype])
+    if x.numel() == 0:
+        return x.new_empty(0).numpy()
+    extent = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((extent,), (1,)).numpy()
+
+
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return ``x`` (batch, dim, length) with neighbouring channels side by side in memory."""
+    x = x.detach()
+    if x.stride(1) == 1 or x.shape[1] == 1:
+        return x
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def empty_channels_last(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return (batch, dim, length), not initialised, neighbouring channels side by side."""
+    batch, dim, length = shape
+    # Not a transposed view: what a function with two outputs returns as a view could not be
+    # modified in place by the caller.
+    return torch.empty_strided(
+        (batch, dim, length), (length * dim, 1, dim), dtype=like.dtype, device=like.device
+    )

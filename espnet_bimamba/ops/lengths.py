@@ -1,0 +1,90 @@
+"""Per-sequence lengths: checking them, masking by them and reversing within them.
+
+Shapes: ``B`` batch, ``L`` frames of the padded batch.
+"""
+
+import torch
+from torch import Tensor
+
+from espnet_bimamba.errors import LengthsError
+
+_INTEGER_DTYPES = (torch.int16, torch.int32, torch.int64)
+
+
+def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device) -> Tensor:
+    """Return ``lengths`` as int64 on ``device`` after checking it against the batch.
+
+    On a CUDA device the values are checked asynchronously, so that no kernel launch waits for
+    the check: a bad value then surfaces as a device-side assertion. A traced graph checks the
+    values when it runs and raises RuntimeError.
+
+    Args:
+        lengths: ``(B,)``, integer.
+        batch: ``B`` of the tensor that ``lengths`` describes.
+        length: ``L`` of that tensor.
+        device: Device of that tensor.
+
+    Returns:
+        ``(B,)``, int64, on ``device``.
+
+    Raises:
+        LengthsError: ``lengths`` is no tensor, has another shape than ``(B,)``, is not of an
+            integer dtype, or holds a value outside ``0 .. L``.
+    """
+    if not isinstance(lengths, Tensor):
+        raise LengthsError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
+    if lengths.dtype not in _INTEGER_DTYPES:
+        raise LengthsError(f"lengths must be int16, int32 or int64, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise LengthsError(
+            f"lengths must have shape ({batch},), one for each sequence of the batch, "
+            f"got {tuple(lengths.shape)}"
+        )
+    lengths = lengths.to(device=device, dtype=torch.int64)
+    in_range = ((lengths >= 0) & (lengths <= length)).all()
+    if torch.compiler.is_compiling():
+        # Tracing cannot branch on values, nor write one it does not know into a message.
+        torch._assert_async(in_range, "lengths must lie between 0 and the length of the tensor")
+    elif lengths.is_cuda:
+        torch._assert_async(in_range, f"lengths must lie between 0 and {length}")
+    elif not in_range:
+        raise LengthsError(
+            f"lengths must lie between 0 and {length}, the length of the tensor, "
+            f"got {lengths.tolist()}"
+        )
+    return lengths
+
+
+def padding_mask(lengths: Tensor, length: int) -> Tensor:
+    """Return a ``(B, L)`` bool tensor that is True past each sequence's end."""
+    return torch.arange(length, device=lengths.device) >= lengths[:, None]
+
+
+def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero ``x`` (B, ..., L) past each sequence's end, whatever it holds there.
+
+    A fill and not a product: NaN times zero is NaN. The gradient past the end is zero, too.
+    """
+    if lengths is None:
+        return x
+    mask = padding_mask(lengths, x.shape[-1])
+    return x.masked_fill(_over_middle(mask, x), 0)
+
+
+def reverse_by_length(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse ``x`` (B, ..., L) along its last dimension, each sequence within its own length.
+
+    Frames past a sequence's end keep their place, so the function is its own inverse.
+    """
+    if lengths is None:
+        return x.flip(-1)
+    frames = torch.arange(x.shape[-1], device=x.device)
+    mirrored = lengths[:, None] - 1 - frames
+    source = torch.where(mirrored >= 0, mirrored, frames)
+    return x.gather(-1, _over_middle(source, x).expand(x.shape))
+
+
+def _over_middle(frames: Tensor, x: Tensor) -> Tensor:
+    """Give ``frames`` (B, L) an axis of size one for each of ``x``'s (B, ..., L) between."""
+    batch, length = frames.shape
+    return frames.reshape(batch, *[1] * (x.dim() - 2), length)

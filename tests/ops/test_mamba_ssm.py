@@ -1,0 +1,180 @@
+"""The fused kernels' wrappers: called against stand-ins here, against the kernels on a GPU.
+
+A stand-in checks what the kernels demand (dtypes, strides) and computes with the definition, so
+that argument order, per-length reversal and the padding are right before a GPU is at hand.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from espnet_bimamba.ops import selective_scan
+from espnet_bimamba.ops.causal_conv1d.reference import causal_conv1d as conv_reference
+from espnet_bimamba.ops.selective_scan.reference import selective_scan as scan_reference
+from tests.ops.cases import ALL, CONV_CASES, SCAN_CASES, ConvCase, ScanCase, parametrize
+from tests.ops.test_causal_conv1d import conv_with_gradients
+from tests.ops.test_selective_scan import INPUTS, scan_with_gradients
+from tests.tolerances import assert_close
+
+WITHOUT_STATE = tuple(option for option in ALL if option != "initial_state")
+
+
+def selective_scan_fn(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D=None,
+    z=None,
+    delta_bias=None,
+    delta_softplus=False,
+    return_last_state=False,
+):
+    """What mamba-ssm's function demands of its arguments, computed by the definition."""
+    sequences = [x for x in (u, delta, z) if x is not None]
+    sequences += [x for x in (B, C) if x.dim() > 2]
+    for x in sequences:
+        assert x.dtype == u.dtype
+        assert x.stride(-1) == 1 or x.numel() == 0
+        assert not x.isnan().any(), "the kernel must not see the padding"
+    for x in (A, D, delta_bias):
+        assert x is None or x.dtype == torch.float32
+    result = scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    return (result[0], result[1].detach()) if return_last_state else result
+
+
+def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, activation=None):
+    """What causal-conv1d's function demands of its arguments, computed by the definition."""
+    assert 2 <= weight.shape[1] <= 4
+    assert not x.isnan().any(), "the kernel must not see the padding"
+    return conv_reference(x, weight, bias, activation=activation)
+
+
+@pytest.fixture
+def wrappers(monkeypatch):
+    """Import both wrappers on stand-ins for mamba-ssm and causal-conv1d."""
+    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
+    for name in (*names, "selective_scan_cuda", "causal_conv1d"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].selective_scan_fn = selective_scan_fn
+    sys.modules["causal_conv1d"].causal_conv1d_fn = causal_conv1d_fn
+    modules = {}
+    for operator in ("selective_scan", "causal_conv1d"):
+        path = f"espnet_bimamba.ops.{operator}.mamba_ssm"
+        monkeypatch.delitem(sys.modules, path, raising=False)
+        modules[operator] = getattr(importlib.import_module(path), operator)
+        monkeypatch.delitem(sys.modules, path)
+    return modules
+
+
+SERVED_SCANS = [case for case in SCAN_CASES if "initial_state" not in case.options] + [
+    ScanCase(options=WITHOUT_STATE, reverse=reverse, lengths=lengths)
+    for reverse in (False, True)
+    for lengths in (None, (63, 40), (0, 63))
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@parametrize(SERVED_SCANS)
+def test_the_scan_gives_the_kernel_what_it_wants(wrappers, case, dtype):
+    tensors, keywords = case.tensors(), case.keywords()
+    if case.lengths is not None:
+        for name in INPUTS:
+            if name in tensors and tensors[name].dim() > 2:
+                for row, end in enumerate(case.lengths):
+                    tensors[name][row, ..., end:] = float("nan")
+    rounded = {
+        name: x.to(dtype if name in INPUTS and x.dim() > 2 else torch.float32)
+        for name, x in tensors.items()
+    }
+    if dtype != torch.float32:
+        # As under autocast: step sizes in float32 beside half-precision sequences.
+        rounded["delta"] = tensors["delta"].float()
+    out, state = wrappers["selective_scan"](**rounded, **keywords, return_last_state=True)
+    exact = {name: x.double() for name, x in rounded.items()}
+    expected = scan_reference(**exact, **keywords, return_last_state=True)
+    assert out.dtype == dtype
+    assert_close("output", out, expected[0], dtype, "output")
+    assert_close("state", state, expected[1], torch.float32, "state")
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_scan_passes_gradients_through_the_reversal(wrappers, reverse):
+    case = ScanCase(options=WITHOUT_STATE, lengths=(63, 40), reverse=reverse)
+    leaves = {name: x.float().requires_grad_() for name, x in case.tensors().items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
+    weight = torch.randn(2, 17, 63, dtype=torch.float64)
+    out = wrappers["selective_scan"](**leaves, **case.keywords())
+    expected = scan_reference(**exact, **case.keywords())
+    actual = torch.autograd.grad(out, tuple(leaves.values()), weight.float())
+    right = torch.autograd.grad(expected, tuple(exact.values()), weight)
+    for name, a, e in zip(leaves, actual, right, strict=True):
+        assert_close(name, a, e, torch.float32, "weight_gradient")
+
+
+SERVED_CONVS = [
+    case for case in CONV_CASES if "initial_states" not in case.options and 2 <= case.width <= 4
+] + [
+    ConvCase(options=("bias",), activation="silu", reverse=reverse, lengths=lengths)
+    for reverse in (False, True)
+    for lengths in (None, (63, 40), (0, 63))
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@parametrize(SERVED_CONVS)
+def test_the_convolution_gives_the_kernel_what_it_wants(wrappers, case, dtype):
+    tensors, keywords = case.tensors(), case.keywords()
+    for row, end in enumerate(case.lengths or ()):
+        tensors["x"][row, :, end:] = float("nan")
+    rounded = {k: x.to(dtype if k == "x" else torch.float32) for k, x in tensors.items()}
+    out = wrappers["causal_conv1d"](**rounded, **keywords)
+    expected = conv_reference(**{k: x.double() for k, x in rounded.items()}, **keywords)
+    assert out.dtype == dtype
+    assert_close("output", out, expected, dtype, "output")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@parametrize(SERVED_SCANS)
+def test_the_fused_scan_matches_the_definition(case, dtype):
+    tensors, keywords = case.tensors(), case.keywords()
+    options = {"rounded": dtype, "layout": case.layout, "with_state": False}
+    out, _, gradients = scan_with_gradients(
+        tensors, keywords, "mamba_ssm", dtype, "cuda", **options
+    )
+    expected = scan_with_gradients(tensors, keywords, "reference", torch.float64, **options)
+    assert_close("output", out.cpu(), expected[0], dtype, "output")
+    for name, gradient in gradients.items():
+        quantity = "gradient" if name in INPUTS else "weight_gradient"
+        assert_close(name, gradient.cpu(), expected[2][name], dtype, quantity)
+
+
+@pytest.mark.gpu
+@parametrize(SERVED_SCANS)
+def test_the_fused_scans_last_state_is_that_of_the_definition(case):
+    keywords = case.keywords() | {"return_last_state": True}
+    exact = {name: x.float().double() for name, x in case.tensors().items()}
+    on_gpu = {name: x.float().cuda() for name, x in exact.items()}
+    _, state = selective_scan(**on_gpu, **keywords, backend="mamba_ssm")
+    _, expected = selective_scan(**exact, **keywords, backend="reference")
+    assert_close("state", state.cpu(), expected, torch.float32, "state")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@parametrize(SERVED_CONVS)
+def test_the_fused_convolution_matches_the_definition(case, dtype):
+    tensors, keywords = case.tensors(), case.keywords()
+    options = {"rounded": dtype, "layout": case.layout, "with_states": False}
+    out, _, gradients = conv_with_gradients(
+        tensors, keywords, "mamba_ssm", dtype, "cuda", **options
+    )
+    expected = conv_with_gradients(tensors, keywords, "reference", torch.float64, **options)
+    assert_close("output", out.cpu(), expected[0], dtype, "output")
+    for name, gradient in gradients.items():
+        assert_close(name, gradient.cpu(), expected[2][name], dtype, "weight_gradient")
