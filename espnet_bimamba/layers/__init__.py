@@ -1,0 +1,16 @@
+"""Mixers of a sequence over time: Mamba and its bidirectional forms."""
+
+from espnet_bimamba.layers.attention import MixerAttention
+from espnet_bimamba.layers.bimamba import ExtBiMamba, InnBiMamba
+from espnet_bimamba.layers.mamba import Mamba, MambaState
+from espnet_bimamba.layers.mixers import MIXERS, build_mixer
+
+__all__ = [
+    "MIXERS",
+    "ExtBiMamba",
+    "InnBiMamba",
+    "Mamba",
+    "MambaState",
+    "MixerAttention",
+    "build_mixer",
+]

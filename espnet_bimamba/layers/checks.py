@@ -1,0 +1,88 @@
+"""Checks that every mixer makes: of its options at construction, of a state dict at loading."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from espnet_bimamba.errors import CheckpointError, OptionError
+from espnet_bimamba.layers.initialization import A_INITS
+
+# The limit of mamba-ssm's kernels, kept on every device so that a model moves freely.
+MAX_D_STATE = 256
+
+
+def check_mixer_options(
+    d_model: object,
+    d_state: object,
+    d_conv: object,
+    expand: object,
+    dt_rank: object,
+    A_init: object,
+) -> None:
+    """Refuse what no mixer can be built from.
+
+    Raises:
+        OptionError: An option is out of range or of the wrong type.
+    """
+    _check_integer("d_model", d_model)
+    _check_integer("d_state", d_state, MAX_D_STATE)
+    _check_integer("d_conv", d_conv)
+    _check_integer("expand", expand)
+    if dt_rank != "auto":
+        _check_integer("dt_rank", dt_rank, alternative='or "auto"')
+    if A_init not in list(A_INITS):
+        raise OptionError("A_init", A_init, f"one of {', '.join(A_INITS)}")
+
+
+def _check_integer(
+    option: str, value: object, largest: int | None = None, alternative: str = ""
+) -> None:
+    if type(value) is int and value >= 1 and (largest is None or value <= largest):
+        return
+    limit = "of at least 1" if largest is None else f"from 1 to {largest}"
+    raise OptionError(option, value, f"an integer {limit} {alternative}".rstrip())
+
+
+def check_dt_range(dt_min: float, dt_max: float, dt_init_floor: float) -> None:
+    """Refuse a range from which no initial step size can be drawn.
+
+    Raises:
+        OptionError: Not ``0 < dt_min <= dt_max``, or the floor is not positive.
+    """
+    if not dt_min > 0:
+        raise OptionError("dt_min", dt_min, "a number above 0")
+    if not dt_min <= dt_max < math.inf:
+        raise OptionError("dt_max", dt_max, f"a number of at least dt_min, which is {dt_min}")
+    if not dt_init_floor > 0:
+        raise OptionError("dt_init_floor", dt_init_floor, "a number above 0")
+
+
+def kind_of(state_dict: dict[str, Tensor], prefix: str) -> str | None:
+    """Say in the words of ``encoder_conf`` what mixer was saved under ``prefix``, if any."""
+    if f"{prefix}forward_mamba.A_log" in state_dict:
+        fusion = "concat" if f"{prefix}fusion_proj.weight" in state_dict else "add"
+        return f"extbimamba, fusion: {fusion}"
+    if f"{prefix}forward_ssm.A_log" in state_dict:
+        return "innbimamba"
+    return "mamba" if f"{prefix}A_log" in state_dict else None
+
+
+def refuse_other_kinds(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Name the cause where strict loading would list hundreds of keys; a load_state_dict hook.
+
+    Loading that is not strict is refused as well: no key would fit, and ESPnet, which loads so
+    for inference, would go on with the mixer as it was drawn.
+
+    Raises:
+        CheckpointError: The state dict was saved by a mixer of another kind.
+    """
+    saved = kind_of(state_dict, prefix)
+    if saved not in (None, module.kind):
+        raise CheckpointError(
+            f"the checkpoint holds mamba_type: {saved} at {prefix.rstrip('.') or 'its root'}, "
+            f"but the model is built with mamba_type: {module.kind}; set the encoder_conf to "
+            "what the checkpoint was trained with"
+        )
