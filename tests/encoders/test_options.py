@@ -1,0 +1,209 @@
+"""``encoder_conf``: what is taken, what is refused by name, what ESPnet sees of it."""
+
+import inspect
+
+import pytest
+import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+
+from espnet_bimamba.encoders.options import REFUSED, REFUSED_POSITIONS
+from espnet_bimamba.errors import LengthsError, OptionError, UnusedOptionError
+from espnet_bimamba.registry import ENCODERS as REGISTERED
+from tests.encoders.zoo import COMMON, ENCODERS, FEATURES, build, every_encoder, inputs
+
+OURS = {"mamba_type", "fusion", "A_init", "d_state", "d_conv", "expand", "dt_rank"}
+
+
+def test_every_registered_encoder_is_in_the_table_of_tests():
+    classes = {n: f"{e.cls.__module__}:{e.cls.__qualname__}" for n, e in ENCODERS.items()}
+    assert classes == REGISTERED
+    assert set(REFUSED) == set(REGISTERED)
+    assert all(encoder.cls.name == name for name, encoder in ENCODERS.items())
+
+
+@every_encoder
+def test_espnet_sees_ours_and_the_stock_options_but_for_the_refused(name):
+    encoder = ENCODERS[name]
+    seen = set(inspect.signature(encoder.cls).parameters)
+    stock = set(inspect.signature(encoder.stock).parameters)
+    assert seen >= OURS
+    assert {"gradient_checkpoint_layers", "pos_enc_layer_type"} <= seen
+    assert stock - set(REFUSED[name]) <= seen
+    assert not seen & set(REFUSED[name])
+
+
+@every_encoder
+def test_a_config_with_every_default_written_out_builds(name):
+    """ESPnet merges the defaults into the config.yaml from which a model is loaded again."""
+    defaults = get_default_kwargs(ENCODERS[name].cls)
+    assert not set(defaults) & set(REFUSED[name])
+    assert defaults["mamba_type"] == "extbimamba"
+    assert defaults["A_init"] == "s4d_real_noise"
+    assert defaults["pos_enc_layer_type"] == "none"
+    small = {"output_size": 8, "num_blocks": 1}
+    encoder = ENCODERS[name].cls(FEATURES, **(defaults | small))
+    assert encoder.output_size() == 8
+    stock = get_default_kwargs(ENCODERS[name].stock)
+    for option in set(stock) & set(defaults) - {"pos_enc_layer_type"}:
+        assert stock[option] == defaults[option] or not (stock[option] or defaults[option]), option
+
+
+@every_encoder
+def test_the_paper_s_sizes_are_the_defaults(name):
+    encoder = ENCODERS[name].cls(80, num_blocks=1)
+    mixer = getattr(encoder.encoders[0], ENCODERS[name].attention).mixer
+    assert encoder.output_size() == 256
+    assert sum(p.numel() for p in mixer.parameters()) == 875_520
+
+
+EVERY_REFUSED = [(name, key) for name in ENCODERS for key in REFUSED[name]]
+
+
+@pytest.mark.parametrize(("name", "key"), EVERY_REFUSED, ids=[f"{n}-{k}" for n, k in EVERY_REFUSED])
+def test_a_key_that_means_nothing_is_refused_by_name(name, key):
+    default = inspect.signature(ENCODERS[name].stock).parameters[key].default
+    with pytest.raises(UnusedOptionError) as error:
+        build(name, **{key: default})
+    assert (
+        str(error.value)
+        == f"{name} has no option {key} (given: {default!r}): " + (REFUSED[name][key])
+    )
+
+
+@every_encoder
+@pytest.mark.parametrize("positions", [*REFUSED_POSITIONS, "sinusoidal", "", None])
+def test_other_positions_are_refused(name, positions):
+    with pytest.raises(OptionError) as error:
+        build(name, pos_enc_layer_type=positions)
+    expected = (
+        f"pos_enc_layer_type={positions!r} is not possible: "
+        "allowed is one of none, abs_pos, scaled_abs_pos."
+    )
+    assert str(error.value) == f"{expected} {REFUSED_POSITIONS.get(positions, '')}".rstrip()
+
+
+@pytest.mark.parametrize("name", ["transbimamba", "bimamba", "e_branchbimamba"])
+def test_positions_are_refused_where_espnet_has_no_place_for_them(name):
+    with pytest.raises(OptionError, match="allowed is none with this input_layer"):
+        build(name, input_layer=None, pos_enc_layer_type="abs_pos")
+    build(name, input_layer=None, pos_enc_layer_type="none")
+
+
+BAD_OPTIONS = {
+    "mamba_type": ("mamba2", "one of mamba, innbimamba, extbimamba"),
+    "fusion": ("sum", "one of add, concat"),
+    "A_init": ("s4d_lin", "one of s4d_real, random, s4d_real_noise"),
+    "d_state": (1000, "an integer from 1 to 256"),
+    "d_conv": ("4", "an integer of at least 1"),
+    "expand": (0.5, "an integer of at least 1"),
+    "dt_rank": ("Auto", 'an integer of at least 1 or "auto"'),
+    "gradient_checkpoint_layers": ([3], "a list of indices from 0 (the input layer) to 2"),
+}
+
+
+@every_encoder
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_a_bad_value_is_refused_by_option_value_and_remedy(name, option):
+    value, allowed = BAD_OPTIONS[option]
+    with pytest.raises(OptionError) as error:
+        build(name, **{option: value})
+    assert str(error.value) == f"{option}={value!r} is not possible: allowed is {allowed}."
+
+
+@every_encoder
+@pytest.mark.parametrize("layers", [[-1], ["1"], [0, 1.5], [0, None], 1, True, "0"], ids=repr)
+def test_bad_checkpoint_indices_are_refused(name, layers):
+    with pytest.raises(OptionError, match=r"gradient_checkpoint_layers=.* is not possible"):
+        build(name, gradient_checkpoint_layers=layers)
+
+
+@every_encoder
+@pytest.mark.parametrize("mamba_type", ["mamba", "innbimamba"])
+def test_fusion_is_refused_where_there_is_nothing_to_fuse(name, mamba_type):
+    with pytest.raises(OptionError, match=r"^fusion='add' .* remove the line\.$"):
+        build(name, mamba_type=mamba_type, fusion="add")
+
+
+@every_encoder
+def test_an_unknown_key_is_named(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mamba_typ'"):
+        build(name, mamba_typ="mamba")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("linear_units", 512),
+        ("positionwise_layer_type", "conv1d"),
+        ("positionwise_conv_kernel_size", 3),
+    ],
+)
+def test_bimamba_refuses_feed_forward_options_without_a_feed_forward(option, value):
+    with pytest.raises(UnusedOptionError, match=f"bimamba has no option {option} .*ffn: true"):
+        build("bimamba", **{option: value})
+    build("bimamba", ffn=True, **{option: value})
+
+
+SHORTEST = {
+    "conv1d1": 5,
+    "conv1d2": 5,
+    "conv1d3": 7,
+    "conv2d": 7,
+    "conv2d1": 5,
+    "conv2d2": 7,
+    "conv2d6": 11,
+    "conv2d8": 15,
+}
+SUBSAMPLING = [
+    (name, options["input_layer"])
+    for name, encoder in ENCODERS.items()
+    for options in encoder.options.values()
+    if options.get("input_layer") in SHORTEST
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "input_layer"), SUBSAMPLING, ids=[f"{n}-{i}" for n, i in SUBSAMPLING]
+)
+def test_a_batch_too_short_for_the_subsampling_raises_espnets_error(name, input_layer):
+    encoder, shortest = build(name, input_layer=input_layer).eval(), SHORTEST[input_layer]
+    out, olens, _ = encoder(inputs(1, shortest, FEATURES), torch.tensor([shortest]))
+    assert out.shape[1] == int(olens) >= 1
+    with pytest.raises(TooShortUttError, match=f"has {shortest - 1} frames") as error:
+        encoder(inputs(1, shortest - 1, FEATURES), torch.tensor([shortest - 1]))
+    assert (error.value.actual_size, error.value.limit) == (shortest - 1, shortest)
+
+
+BAD_LENGTHS = {
+    "too_long": [31, 5],
+    "negative": [30, -5],
+    "too_many": [30, 5, 5],
+    "two_dimensions": [[30], [5]],
+}
+
+
+@every_encoder
+@pytest.mark.parametrize("lengths", BAD_LENGTHS.values(), ids=BAD_LENGTHS)
+def test_lengths_that_do_not_describe_the_batch_are_refused(name, lengths):
+    with pytest.raises(LengthsError, match="2 lengths from 0 to 30 frames") as error:
+        build(name)(inputs(2, 30, FEATURES), torch.tensor(lengths))
+    assert str(lengths) in str(error.value)
+
+
+@every_encoder
+def test_a_batch_without_utterances_is_refused(name):
+    with pytest.raises(LengthsError, match=r"0 lengths .* for at least one utterance"):
+        build(name)(inputs(0, 30, FEATURES), torch.tensor([], dtype=torch.int64))
+
+
+@every_encoder
+def test_attention_is_gone(name):
+    encoder = build(name)
+    keys = "".join(encoder.state_dict())
+    assert "linear_q" not in keys
+    assert "pos_bias" not in keys
+    assert all(
+        type(getattr(encoder.encoders[i], ENCODERS[name].attention)).__name__ == "MixerAttention"
+        for i in range(COMMON["num_blocks"])
+    )
