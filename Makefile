@@ -1,0 +1,75 @@
+# Every target first makes .venv, with a Python 3.12 or 3.13 that it finds itself.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+ENCODER ?= conbimamba
+ESPNET ?= 2
+DEVICE ?= cpu
+VENV ?= .venv
+
+PY := $(VENV)/bin/python
+CODE := espnet_bimamba tests egs benchmarks
+export PYTHON
+
+.PHONY: help venv recipes known-encoder demo test test-quick test-triton test-triton-quick lint
+.PHONY: bench-extra bench bench-quick clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo 'make demo ENCODER=transbimamba   another encoder: bimamba, conbimamba, e_branchbimamba, transbimamba'
+	@echo 'make demo ESPNET=3               with the ESPnet3 recipe instead of the ESPnet2 one'
+	@echo 'make bench DEVICE=cuda           the benchmarks on a GPU'
+	@echo 'make PYTHON=/path/to/python ...  a Python of your choice'
+
+venv: ## make or update the virtual environment
+	@.ci/make-venv $(VENV)
+
+recipes: venv ## fetch the stock ESPnet recipes of the installed ESPnet, once
+	@$(PY) -m espnet_bimamba.recipes >/dev/null
+
+# Before minutes of setting up, see whether there is such an encoder.
+known-encoder:
+	@ls conf/mini_an4/train_asr_$(ENCODER).yaml >/dev/null 2>&1 || { \
+	    echo "no encoder '$(ENCODER)' here; there are:" >&2; \
+	    ls conf/mini_an4 | sed -n 's/^train_asr_\(.*\)\.yaml$$/    \1/p' >&2; exit 2; }
+
+demo: known-encoder recipes ## train and try an encoder on real speech in a stock recipe
+	@$(PY) egs/mini_an4/demo.py --encoder '$(ENCODER)' --espnet '$(ESPNET)'
+
+test: lint recipes test-triton ## everything, recipe runs included
+	@$(PY) -m pytest --durations=15
+
+test-quick: lint test-triton-quick ## everything but the recipe runs
+	@$(PY) -m pytest -m "not recipe" --durations=15
+
+# Triton reads the variable when a kernel is declared: a process interprets all kernels or none.
+INTERPRETED := TRITON_INTERPRET=1 ESPNET_BIMAMBA_TEST_BACKENDS=triton $(PY) -m pytest --durations=5
+LAYERS := plain_algorithm and not at_size or alone_equals_batched and nan
+MORE_LAYERS := plain_algorithm or alone_equals_batched and nan or autocast or half or chunks_give
+
+test-triton: venv ## the operators' whole matrix and layers on Triton's kernels, interpreted
+	@$(INTERPRETED) tests/ops tests/layers \
+	    -k "triton and (not layers or $(MORE_LAYERS))"
+
+test-triton-quick: venv
+	@$(INTERPRETED) tests/ops/test_triton.py tests/layers -k "test_triton or triton and ($(LAYERS))"
+
+lint: venv ## style and types
+	@$(PY) -m ruff check $(CODE)
+	@$(PY) -m ruff format --check $(CODE)
+	@$(PY) -m mypy
+
+bench-extra: venv
+	@$(PY) -c 'import mambapy, matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
+
+bench: bench-extra ## speed and memory against peers, about 10 minutes: table, JSON, plots
+	@$(PY) -m benchmarks run --device '$(DEVICE)' --command 'make bench DEVICE=$(DEVICE)'
+
+bench-quick: bench-extra ## the main ratios only, a minute: before and after a change
+	@$(PY) -m benchmarks run --device '$(DEVICE)' --scale quick --command 'make bench-quick DEVICE=$(DEVICE)'
+
+clean: ## remove what runs and builds left, but not .venv and .cache
+	rm -rf exp build dist .pytest_cache .mypy_cache .ruff_cache
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,172 @@
+"""The demo the ESPnet2 way: the stock, unchanged ``egs2/mini_an4/asr1/run.sh``."""
+
+import hashlib
+import re
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jiwer
+from espnet_model_zoo.downloader import ModelDownloader
+from stages import DoneStages, epochs_of, run, say
+from trained import Trained, Utterance
+
+from espnet_bimamba import recipes
+
+HOME = Path(__file__).resolve().parents[2]
+CONFIGS = HOME / "conf" / "mini_an4"
+DECODING = CONFIGS / "decode_asr.yaml"
+
+#: Stages 6 to 9 train language models, which ``--use_lm false`` skips.
+STAGES = ("1", "2", "3", "4", "5", "10", "11", "12", "13", "14")
+DATA_STAGES = STAGES[:5]
+
+STAGE_STARTS = re.compile(r"\(asr\.sh:\d+:main\) (?:Skip s|S)tage (\d+): (.*)")
+JOB_STARTS = re.compile(r"\(asr\.sh:\d+:main\) (Decoding) started.*/([^/]+)/logdir/")
+EPOCH_ENDS = re.compile(r"(\d+)epoch results: \[train\].*? acc=([^,]+),.*? loss=([^,]+),")
+
+BY_JIWER = "- scored by: `jiwer`"
+HOW_TO_GET_SCLITE = "Debian and Ubuntu have sclite in the package sctk"
+
+
+def train(encoder: str, root: Path, device: str) -> Trained:
+    """Runs the stages that are not done yet, and unpacks the model that the last one packed."""
+    config = CONFIGS / f"train_asr_{encoder}.yaml"
+    tree = recipes.prepare(HOME / ".cache")
+    work = recipes.link(tree, "mini_an4/asr1", root)
+    exp = work / "exp" / f"asr_train_asr_{encoder}_raw_en_bpe30"
+    done = DoneStages(root / "stages.json", _key(config), DATA_STAGES)
+    if done.outdated:
+        say("the configuration has changed: training again")
+        shutil.rmtree(work / "exp", ignore_errors=True)
+    if "1" not in done.done:
+        shutil.rmtree(work / "downloads", ignore_errors=True)  # may be half unpacked
+
+    runner = _Runner(encoder, root, device, done)
+    if recipes.find_sclite(tree):
+        runner.stages(STAGES)
+    else:
+        say(f"no sclite here: jiwer scores instead ({HOW_TO_GET_SCLITE})")
+        runner.stages(STAGES[:-2])
+        if "13" not in done.done:
+            say("stage 13: Scoring, by jiwer")
+            write_results(exp, work / "dump" / "raw")
+            done.add("13")
+        runner.stages(STAGES[-1:])
+    say("every stage is done")
+
+    packed = exp / f"{exp.name}_train.loss.ave.zip"
+    return Trained(
+        model=_unpacked(packed, root / "unpacked"),
+        folder=work,
+        training=_utterances(work, "dump/raw/train_nodev"),
+        test=_utterances(work, "dump/raw/test"),
+        files={
+            "Log": runner.log,
+            "Training log": exp / "train.log",
+            "Results": exp / "RESULTS.md",
+            "Packed model": packed,
+            "Training curves": exp / "images",
+        },
+        scored_by=_scorer(exp / "RESULTS.md"),
+    )
+
+
+def _key(config: Path) -> str:
+    parts = [config.read_bytes(), DECODING.read_bytes(), recipes.installed_version().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+class _Runner:
+    """Calls our thin runner for a row of stages, and notes each one that ends."""
+
+    def __init__(self, encoder: str, root: Path, device: str, done: DoneStages) -> None:
+        self.root = root
+        self.done = done
+        self.started: list[str] = []
+        self.log = root / "run.log"
+        self.command = [str(HOME / "egs/mini_an4/asr1/run.sh"), "--encoder", encoder]
+        self.command += ["--work", str(root)]
+        if device == "cuda":
+            self.command += ["--ngpu", "1", "--gpu_inference", "true"]
+
+    def stages(self, stages: tuple[str, ...]) -> None:
+        missing = self.done.missing(stages)
+        if not missing:
+            return
+        self.started.clear()
+        command = [*self.command, "--stage", missing[0], "--stop_stage", missing[-1]]
+        epoch = "epoch {0}: training loss {2}, accuracy {1}"
+        with epochs_of(self.root, "egs2/mini_an4/asr1/exp/*/train.log", EPOCH_ENDS, epoch):
+            run(command, cwd=HOME, log=self.log, on_line=self._line)
+        for stage in missing:
+            self.done.add(stage)
+
+    def _line(self, line: str) -> None:
+        if match := STAGE_STARTS.search(line):
+            for stage in self.started:
+                self.done.add(stage)
+            self.started.append(match[1])
+            say(f"stage {match[1]}: {match[2]}")
+        elif match := JOB_STARTS.search(line):
+            say(f"    {match[1].lower()} {match[2]}")
+
+
+def _utterances(work: Path, folder: str) -> list[Utterance]:
+    audio = _kaldi_table(work / folder / "wav.scp")
+    text = _kaldi_table(work / folder / "text")
+    return [Utterance(name, work / audio[name], text[name]) for name in sorted(text)]
+
+
+def _kaldi_table(file: Path) -> dict[str, str]:
+    rows = (line.partition(" ") for line in file.read_text().splitlines())
+    return {name: value.strip() for name, _, value in rows}
+
+
+def _scorer(results: Path) -> str:
+    # An earlier run may have filled the table: what was there then counts.
+    return f"jiwer ({HOW_TO_GET_SCLITE})" if BY_JIWER in results.read_text() else "sclite"
+
+
+def _unpacked(packed: Path, folder: Path) -> dict[str, object]:
+    # The cache of espnet_model_zoo goes by the file's name: it would hand out an earlier model.
+    shutil.rmtree(folder, ignore_errors=True)
+    files = ModelDownloader(folder).unpack_local_file(str(packed))
+    return {key: files[key] for key in ("asr_train_config", "asr_model_file")}
+
+
+def write_results(exp: Path, dump: Path) -> None:
+    """Writes what stage 13 writes with sclite: ``RESULTS.md``, which stage 14 packs.
+
+    Args:
+        exp: The experiment, with the hypotheses of stage 12 below it.
+        dump: The recipe's ``dump/raw``, with the references.
+    """
+    lines = ["# RESULTS", f"- date: `{datetime.now().astimezone():%a %b %d %H:%M:%S %Z %Y}`"]
+    lines += [f"- espnet version: `{recipes.installed_version()}`", BY_JIWER, ""]
+    for title, measure in (("WER", jiwer.process_words), ("CER", jiwer.process_characters)):
+        lines += [f"## {title}", "", "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        for hypotheses in sorted(exp.glob("*/**/text")):
+            dataset = hypotheses.parent
+            if not (dataset / "logdir").is_dir():
+                continue
+            inside = dataset.relative_to(exp)
+            references = _kaldi_table(dump.joinpath(*inside.parts[1:]) / "text")
+            lines.append(_row(str(inside), references, _kaldi_table(hypotheses), measure))
+        lines.append("")
+    (exp / "RESULTS.md").write_text("\n".join(lines))
+
+
+def _row(dataset: str, ref: dict[str, str], hyp: dict[str, str], measure: Any) -> str:
+    names = sorted(ref)
+    # A recogniser that hears nothing leaves the utterance out of its list.
+    out = measure([ref[n] for n in names], [hyp.get(n, "") for n in names])
+    total = out.hits + out.substitutions + out.deletions
+    errors = out.substitutions + out.deletions + out.insertions
+    wrong = sum(ref[n] != hyp.get(n, "") for n in names)
+    counts = (out.hits, out.substitutions, out.deletions, out.insertions, errors)
+    percent = [100 * count / total for count in counts] + [100 * wrong / len(names)]
+    cells = [dataset, str(len(names)), str(total), *(f"{value:.1f}" for value in percent)]
+    return "|" + "|".join(cells) + "|"

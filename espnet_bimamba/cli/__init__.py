@@ -1,0 +1,35 @@
+"""The command ``espnet-bimamba``: one module for each subcommand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from espnet_bimamba import __version__
+from espnet_bimamba.cli import conf, doctor, params
+from espnet_bimamba.errors import BiMambaError
+
+SUBCOMMANDS = (doctor, params, conf)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0 for success, 1 for a check that says no, 2 for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="espnet-bimamba", description="Bidirectional Mamba encoders for ESPnet."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for subcommand in SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except BiMambaError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2

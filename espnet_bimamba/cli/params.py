@@ -1,0 +1,274 @@
+"""``espnet-bimamba params``: how many parameters each part of a training YAML's model has."""
+
+import argparse
+import copy
+import importlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espnet_bimamba.cli.conf import parse, read
+from espnet_bimamba.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+VOCAB_SIZE = 5000
+
+# Where the tasks of `--task` live; without it they are tried in this order.
+TASKS = {
+    "asr": "espnet2.tasks.asr:ASRTask",
+    "s2t": "espnet2.tasks.s2t:S2TTask",
+    "st": "espnet2.tasks.st:STTask",
+    "mt": "espnet2.tasks.mt:MTTask",
+    "slu": "espnet2.tasks.slu:SLUTask",
+    "ssl": "espnet2.tasks.ssl:SSLTask",
+    "s2st": "espnet2.tasks.s2st:S2STTask",
+    "diar": "espnet2.tasks.diar:DiarizationTask",
+    "cls": "espnet2.tasks.cls:CLSTask",
+    "enh": "espnet2.tasks.enh:EnhancementTask",
+    "enh_s2t": "espnet2.tasks.enh_s2t:EnhS2TTask",
+    "asr_transducer": "espnet2.tasks.asr_transducer:ASRTransducerTask",
+    "lm": "espnet2.tasks.lm:LMTask",
+    "tts": "espnet2.tasks.tts:TTSTask",
+}
+
+# Tokens that one task or another looks for in its list.
+SPECIAL_TOKENS = ("<unk>", "<na>", "<nospeech>", "<sop>", "<sos>", "<eos>")
+
+# What the config.yaml of a training holds beyond the options of the task.
+WRITTEN_BY_ESPNET = {"distributed", "version"}
+
+# Where the parts of a block go in the table; a name that is not here stands for itself.
+BLOCK_PARTS = {
+    "self_attn": "mixer",
+    "attn": "mixer",
+    "feed_forward": "feed-forward",
+    "feed_forward_macaron": "feed-forward",
+    "conv_module": "conv",
+    "cgmlp": "cgmlp",
+    "depthwise_conv_fusion": "merge",
+    "merge_proj": "merge",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        part: What is counted.
+        depth: How deep it lies: 0 for the model's own parts.
+        count: Its parameters.
+        blocks: Over how many blocks ``count`` is the sum; 0 for anything but a part of a block.
+    """
+
+    part: str
+    depth: int
+    count: int
+    blocks: int = 0
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``params`` to the command line."""
+    parser = subparsers.add_parser(
+        "params",
+        help="count the parameters of a training YAML's model by part",
+        description=(
+            "Counts the parameters of an ESPnet training YAML, stock ones too: of any ESPnet2 task "
+            f"of {', '.join(TASKS)}, and of ESPnet3's ASR."
+        ),
+    )
+    parser.add_argument("yaml", type=Path, metavar="YAML")
+    parser.add_argument(
+        "--task", choices=TASKS, help="default: the first that can build the model, asr first"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=_positive,
+        metavar="N",
+        help=f"tokens (default: those the YAML lists, else {VOCAB_SIZE})",
+    )
+    parser.add_argument(
+        "--input-size",
+        type=_positive,
+        metavar="N",
+        help="features a frame, in place of a frontend (default: what the frontend gives)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; see the module."""
+    config = parse(read(args.yaml), args.yaml)
+    tasks = TASKS if args.task is None else (args.task,)
+    task, model = build(config, args.yaml, tasks, args.vocab_size, args.input_size)
+    print(f"task {task}\n{_format(list(count(model)))}")
+    return 0
+
+
+def build(
+    config: dict[str, Any],
+    path: Path,
+    tasks: Iterable[str] = TASKS,
+    vocab_size: int | None = None,
+    input_size: int | None = None,
+) -> tuple[str, "torch.nn.Module"]:
+    """Build the model of a training YAML through ESPnet's task, without memory where it can.
+
+    Args:
+        config: What the YAML holds.
+        path: The YAML, for messages.
+        tasks: The tasks to try, of :data:`TASKS`.
+        vocab_size: Number of tokens; None takes the YAML's own list or number, or 5000.
+        input_size: Features a frame, without a frontend; None asks the YAML and its frontend.
+
+    Returns:
+        The name of the task that built it, and the model.
+
+    Raises:
+        ConfigError: No task builds the model, for the reason that the message gives.
+    """
+    options, vocab_size = _options(config, vocab_size)
+    unknown: dict[str, list[str]] = {}
+    failures: dict[str, Exception] = {}
+    for name in tasks:
+        try:
+            task = _task(name)
+        except ImportError as error:
+            failures[name] = error
+            continue
+        defaults = vars(task.get_parser().parse_args([]))
+        if missing := sorted(set(options) - set(defaults) - WRITTEN_BY_ESPNET):
+            unknown[name] = missing
+            continue
+        try:
+            return name, _build(task, _settings(defaults, options, vocab_size, input_size))
+        except Exception as error:
+            failures[name] = error
+    if failures:
+        name, cause = next(iter(failures.items()))
+        raise ConfigError(
+            path, f"cannot be built as {name}: {type(cause).__name__}: {cause}"
+        ) from cause
+    name, missing = next(iter(unknown.items()))
+    raise ConfigError(
+        path,
+        f"is no training YAML of {', '.join(unknown)}: {name} has no option {', '.join(missing)}",
+    )
+
+
+def _options(config: dict[str, Any], vocab_size: int | None) -> tuple[dict[str, Any], int | None]:
+    """Return the options of the model, which an ESPnet3 YAML holds under ``model:``."""
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return config, vocab_size
+    options = {name: value for name, value in model.items() if name != "vocab_size"}
+    size = (config.get("tokenizer") or {}).get("vocab_size")
+    return options, vocab_size or (size if isinstance(size, int) else None)
+
+
+def _task(name: str) -> Any:
+    module, _, attribute = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _settings(
+    defaults: dict[str, Any],
+    options: dict[str, Any],
+    vocab_size: int | None,
+    input_size: int | None,
+) -> dict[str, Any]:
+    # Neither has parameters; one reads a file that training makes, the other is slow and random.
+    settings = {**defaults, **options, "normalize": None, "init": None}
+    for name in defaults:
+        if name.endswith("token_list"):
+            settings[name] = _tokens(options.get(name), vocab_size)
+    if input_size is not None:
+        settings["input_size"] = input_size
+    return settings
+
+
+def _build(task: Any, settings: dict[str, Any]) -> "torch.nn.Module":
+    import torch
+
+    def build() -> torch.nn.Module:
+        # ESPnet takes options out of the mappings that it is given.
+        model: torch.nn.Module = task.build_model(argparse.Namespace(**copy.deepcopy(settings)))
+        return model
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except (NotImplementedError, RuntimeError):
+        # Some parts compute with their own weights while they are built.
+        return build()
+
+
+def count(model: "torch.nn.Module") -> Iterator[Row]:
+    """Yield the rows of the table: the model's parts in the order of their use, then the total."""
+    parts = dict(model.named_children())
+    order = ["frontend", "preencoder", "encoder", "postencoder", "decoder", "joint_network", "ctc"]
+    for name in [*order, *(name for name in parts if name not in order)]:
+        if name not in parts or not _size(parts[name]):
+            continue
+        yield Row(name, 0, _size(parts[name]))
+        if name == "encoder":
+            yield from _count_encoder(parts[name])
+    yield Row("total", 0, _size(model))
+
+
+def _count_encoder(encoder: "torch.nn.Module") -> Iterator[Row]:
+    for name, child in encoder.named_children():
+        if not _size(child):
+            continue
+        if name == "encoders":
+            yield Row("blocks", 1, _size(child), blocks=len(child))  # type: ignore[arg-type]
+            yield from _count_blocks(child)
+        else:
+            yield Row(name, 1, _size(child))
+
+
+def _count_blocks(blocks: "torch.nn.Module") -> Iterator[Row]:
+    sizes: Counter[str] = Counter()
+    for block in blocks.children():
+        for name, child in block.named_children():
+            sizes[_block_part(name)] += _size(child)
+    number = len(list(blocks.children()))
+    yield from (Row(part, 2, size, number) for part, size in sizes.items() if size)
+
+
+def _block_part(name: str) -> str:
+    return "norms" if name.startswith("norm") else BLOCK_PARTS.get(name, name)
+
+
+def _size(module: "torch.nn.Module") -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _tokens(listed: object, vocab_size: int | None) -> list[str]:
+    if vocab_size is None and isinstance(listed, list):
+        return listed
+    number = vocab_size or VOCAB_SIZE
+    others = [*SPECIAL_TOKENS, *(f"token{i}" for i in range(number))]
+    return ["<blank>", *others[: number - 2], "<sos/eos>"]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{number} is less than 2")
+    return number
+
+
+def _format(rows: list[Row]) -> str:
+    total = rows[-1].count
+    head = f"{'part':<24}{'parameters':>14}{'share':>9}{'per block':>14}"
+    lines = [head, "-" * len(head)]
+    for row in rows:
+        part = "  " * row.depth + row.part + (f" ({row.blocks})" if row.part == "blocks" else "")
+        each = f"{row.count / row.blocks:>14,.0f}" if row.blocks else ""
+        lines.append(f"{part:<24}{row.count:>14,}{row.count / total:>9.1%}{each}")
+    return "\n".join(lines)

@@ -1,0 +1,183 @@
+"""`espnet-bimamba params`: the numbers of stock and of our models, and bad files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from espnet_bimamba import recipes
+from espnet_bimamba.cli import main
+from espnet_bimamba.cli.conf import convert
+
+CONFORMER = """\
+frontend_conf: {n_mels: 80}
+encoder: conformer
+encoder_conf:
+    output_size: 16
+    attention_heads: 2
+    linear_units: 32
+    num_blocks: 3
+    input_layer: linear
+    macaron_style: true
+    pos_enc_layer_type: rel_pos
+    selfattention_layer_type: rel_selfattn
+    cnn_module_kernel: 7
+decoder: transformer
+decoder_conf: {attention_heads: 2, linear_units: 32, num_blocks: 1}
+model_conf: {ctc_weight: 0.3}
+normalize: global_mvn
+"""
+# Counted by hand, with d = 16 channels, f = 32 feed-forward units, k = 7 taps, V tokens.
+MIXER = 5 * (16 * 16) + 4 * 16 + 2 * 16  # four biased projections, linear_pos, two position biases
+FEED_FORWARD = 2 * (16 * 32 + 32 + 32 * 16 + 16)
+CONV = (16 * 32 + 32) + (16 * 7 + 16) + 2 * 16 + (16 * 16 + 16)  # in, depthwise, batch norm, out
+NORMS = 5 * 2 * 16
+EMBED = (80 * 16 + 16) + 2 * 16
+BLOCK = MIXER + FEED_FORWARD + CONV + NORMS
+
+
+@pytest.fixture
+def table(tmp_path, capsys):
+    """Run `params` on a text; return the rows of its table, label -> numbers."""
+
+    def run(text: str, *arguments: str) -> dict[str, list[str]]:
+        path = tmp_path / "train.yaml"
+        path.write_text(text)
+        assert main(["params", str(path), *arguments]) == 0
+        task, *lines = capsys.readouterr().out.splitlines()
+        assert task == "task asr"
+        assert lines[0].split() == ["part", "parameters", "share", "per", "block"]
+        assert len({line.find("%") for line in lines[2:]}) == 1, "the columns are aligned"
+        return {line[:24].rstrip(): line[24:].split() for line in lines[2:]}
+
+    return run
+
+
+@pytest.fixture
+def failure(tmp_path, capsys):
+    """Run `params` on a text that it refuses; return what it says."""
+
+    def run(text: str, *arguments: str) -> str:
+        path = tmp_path / "train.yaml"
+        path.write_text(text)
+        assert main(["params", str(path), *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err
+
+    return run
+
+
+def test_a_stock_conformer_by_part(table):
+    rows = table(CONFORMER, "--vocab-size", "50")
+    counts = {part: int(row[0].replace(",", "")) for part, row in rows.items()}
+    decoder_block = 8 * (16 * 16 + 16) + 3 * 2 * 16 + (16 * 32 + 32 + 32 * 16 + 16)
+    decoder = 50 * 16 + decoder_block + 2 * 16 + (16 * 50 + 50)
+    assert counts == {
+        "encoder": EMBED + 3 * BLOCK + 2 * 16,
+        "  embed": EMBED,
+        "  blocks (3)": 3 * BLOCK,
+        "    mixer": 3 * MIXER,
+        "    feed-forward": 3 * FEED_FORWARD,
+        "    conv": 3 * CONV,
+        "    norms": 3 * NORMS,
+        "  after_norm": 2 * 16,
+        "decoder": decoder,
+        "ctc": 16 * 50 + 50,
+        "total": EMBED + 3 * BLOCK + 2 * 16 + decoder + 16 * 50 + 50,
+    }
+    assert rows["    mixer"][2] == f"{MIXER:,}"
+    assert rows["total"][1] == "100.0%"
+
+
+def test_of_ours_only_the_mixer_differs_from_stock(table):
+    stock = table(CONFORMER, "--vocab-size", "50")
+    converted = convert(CONFORMER, Path("stock.yaml")).text
+    ours = table(converted, "--vocab-size", "50")
+    changed = {part for part in stock if stock[part][0] != ours[part][0]}
+    assert changed == {"encoder", "  blocks (3)", "    mixer", "total"}
+    # Two Mambas of width e = 32, 16 states, rank 1: in, conv, x, dt, A, D, out.
+    mamba = 16 * 64 + (4 * 32 + 32) + 32 * 33 + (32 + 32) + 32 * 16 + 32 + 32 * 16
+    assert ours["    mixer"] == [f"{3 * 2 * mamba:,}", ours["    mixer"][1], f"{2 * mamba:,}"]
+
+
+def test_vocabulary_and_input_size(table):
+    def count(*arguments: str, text: str = CONFORMER) -> dict[str, int]:
+        rows = table(text, *arguments)
+        return {part: int(rows[part][0].replace(",", "")) for part in ("ctc", "  embed")}
+
+    assert count() == {"ctc": 17 * 5000, "  embed": EMBED}
+    assert count("--input-size", "40") == {"ctc": 17 * 5000, "  embed": EMBED - 40 * 16}
+    listed = "token_list: [<blank>, a, b, <sos/eos>]\n" + CONFORMER
+    assert count(text=listed)["ctc"] == 17 * 4
+    assert count("--vocab-size", "9", text=listed)["ctc"] == 17 * 9
+
+
+def test_the_config_of_a_training_is_read_too(table):
+    rows = table(f"version: '202611'\ndistributed: false\n{CONFORMER}", "--vocab-size", "50")
+    assert rows["ctc"][0] == "850"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("encoder: [", "is not valid YAML"),
+        ("[]", "holds a list, not a mapping"),
+        (
+            "separator: rnn\nno_such_option: 1\n",
+            "no training YAML of asr, s2t, .*: asr has no option .*separator",
+        ),
+        (CONFORMER.replace("r: conformer", "r: conmamba"), "ValueError: --encoder must be one of"),
+        (
+            CONFORMER.replace("macaron_style", "macaroni"),
+            "cannot be built as asr: TypeError: .*unexpected keyword argument 'macaroni'",
+        ),
+        (
+            CONFORMER.replace("r: conformer", "r: conbimamba"),
+            "cannot be built as asr: UnusedOptionError: conbimamba has no option attention_heads",
+        ),
+    ],
+)
+def test_bad_files_are_named(failure, text, message):
+    err = failure(text)
+    assert "train.yaml: " in err
+    assert re.search(message, err)
+
+
+STOCK = Path(__file__).resolve().parents[2] / ".cache" / f"espnet-{recipes.installed_version()}"
+
+
+@pytest.mark.recipe  # the stock recipes are there only then, and tasks take seconds to import
+@pytest.mark.parametrize(
+    ("yaml", "task"),
+    [
+        ("egs2/mini_an4/asr1/conf/train_asr_transformer.yaml", "asr"),
+        ("egs2/mini_an4/s2t1/conf/train_transformer.yaml", "s2t"),
+        ("egs2/mini_an4/st1/conf/train_st_debug.yaml", "st"),
+        ("egs2/mini_an4/asr2/conf/train_asr_transformer_debug.yaml", "mt"),
+        ("egs2/mini_an4/enh1/conf/train_debug.yaml", "enh"),
+        ("egs2/mini_an4/asr1/conf/train_lm_rnn_debug.yaml", "lm"),
+    ],
+)
+def test_stock_yamls_of_other_tasks_find_theirs(capsys, yaml, task):
+    assert main(["params", str(STOCK / yaml)]) == 0
+    assert capsys.readouterr().out.startswith(f"task {task}\n")
+
+
+def test_an_espnet3_yaml_has_the_parameters_of_its_espnet2_form(capsys):
+    conf = Path(__file__).resolve().parents[2] / "conf" / "mini_an4"
+    assert main(["params", str(conf / "espnet3" / "training_conbimamba.yaml")]) == 0
+    third = capsys.readouterr().out
+    assert main(["params", str(conf / "train_asr_conbimamba.yaml"), "--vocab-size", "30"]) == 0
+    assert third == capsys.readouterr().out
+
+
+def test_a_task_can_be_named(failure):
+    assert "cannot be built as st: TypeError" in failure(CONFORMER, "--task", "st")
+
+
+def test_a_vocabulary_needs_a_positive_size(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["params", "x.yaml", "--vocab-size", "0"])
+    assert stopped.value.code == 2
+    assert "0 is less than 2" in capsys.readouterr().err
