@@ -1,0 +1,1 @@
+"""Benchmarks of this package against its peers; ``README.md`` says how to run and read them."""

@@ -1,0 +1,162 @@
+"""``python -m benchmarks``: run, report, plot."""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# PyTorch's profiler says a lot that has nothing to do with us; it listens at its import.
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+from benchmarks import decoding, encoders, layers, ops, plots, training
+from benchmarks.report import relative, report, unexplained
+from benchmarks.results import Bar, Measurement, Results, table
+from benchmarks.timing import Settings, machine, obey, versions
+
+FORMAT = 1
+PARTS = {
+    "ops": ops.run,
+    "layers": layers.run,
+    "encoders": encoders.run,
+    "training": training.run,
+    "decoding": decoding.run,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what the command line asks for."""
+    args = _parser().parse_args(argv)
+    return args.do(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    run_ = commands.add_parser("run", help="measure, print the table, write JSON and plots")
+    run_.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    run_.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    run_.add_argument("--scale", default="full", choices=["full", "quick", "tiny"])
+    run_.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    run_.add_argument("--hour", action="store_true", help="an hour of speech as well, minutes more")
+    run_.add_argument("--out", type=Path, default=Path("exp/bench"), help="folder of the results")
+    run_.add_argument("--command", default="", help="what the report says was typed")
+    run_.set_defaults(do=_run)
+    for name, do, text in (
+        ("table", _table, "print the bars of a run"),
+        ("report", _report, "write a run as Markdown to stdout"),
+        ("plot", _plot, "draw a run again"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("json", type=Path)
+        command.set_defaults(do=do)
+        if name == "report":
+            command.add_argument(
+                "--plots", type=Path, help="folder of plots to show, below docs; drawn anew"
+            )
+        if name == "plot":
+            command.add_argument("--out", type=Path, required=True)
+    fresh = commands.add_parser("fresh", help="used by the benchmarks themselves")
+    fresh.add_argument("order")
+    fresh.set_defaults(do=_fresh)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = Settings(args.device, args.threads, args.scale)
+    settings.apply()
+    start = time.perf_counter()
+    run: dict[str, Any] = {
+        "format": FORMAT,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "command": args.command or shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "settings": asdict(settings),
+        "machine": machine(settings),
+        "versions": versions(),
+        "minutes_of": {},
+    }
+    if run["machine"]["load_before"] > 0.5:
+        _say(f"the machine is busy (load {run['machine']['load_before']:.1f}): ratios will suffer")
+    results = Results()
+    parts = {name: PARTS[name] for name in args.only}
+    if args.hour:
+        parts["hour"] = encoders.run_hour
+    for name, measure in parts.items():
+        _say(f"{name} ...")
+        part_start = time.perf_counter()
+        results += measure(settings)
+        run["minutes_of"][name] = (time.perf_counter() - part_start) / 60
+    run["minutes"] = (time.perf_counter() - start) / 60
+    run["machine"]["load_after"] = os.getloadavg()[0]
+    bars = all_bars(results)
+    run["bars"] = [bar.as_dict() for bar in bars]
+    run["measurements"] = [asdict(m) for m in results]
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"{args.scale}-{args.device}.json"
+    file.write_text(json.dumps(run, indent=1))
+    print(table(bars))
+    print(f"\n{file}, {run['minutes']:.1f} minutes")
+    if args.scale != "quick":
+        drawn = plots.draw(results, args.out / f"plots-{args.device}")
+        print(*(f"{plot}" for plot in drawn), sep="\n")
+    return 0
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def all_bars(results: Results) -> list[Bar]:
+    """Return every bar that the measured parts are held to."""
+    known = {m.benchmark for m in results}
+    rooms = {"scan": ops, "layer": layers, "encoder": encoders, "training": training}
+    return [bar for name, room in rooms.items() if name in known for bar in room.bars(results)]
+
+
+def load(file: Path) -> tuple[dict[str, Any], Results]:
+    """Read a run.
+
+    Raises:
+        ValueError: It was written in another format.
+    """
+    run = json.loads(file.read_text())
+    if run.get("format") != FORMAT:
+        raise ValueError(f"{file} has format {run.get('format')}, this reads {FORMAT}")
+    return run, Results(Measurement(**m) for m in run.pop("measurements"))
+
+
+def _table(args: argparse.Namespace) -> int:
+    print(table(all_bars(load(args.json)[1])))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    run, results = load(args.json)
+    bars = all_bars(results)
+    shown: list[str] = []
+    if args.plots:
+        drawn = plots.draw(results, args.plots)
+        shown = [relative(file, Path("docs")) for file in drawn if file.suffix == ".svg"]
+    print(report(run, results, bars, shown), end="")
+    if missing := unexplained(bars):
+        _say(f"not met and not explained in benchmarks/explanations.toml: {', '.join(missing)}")
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    print(*plots.draw(load(args.json)[1], args.out), sep="\n")
+    return 0
+
+
+def _fresh(args: argparse.Namespace) -> int:
+    print(obey(args.order))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""Whole encoders over length, masking included, against ESPnet's own."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models import (
+    ATTENTIONS,
+    ENCODERS,
+    FEATURES,
+    FRAMES_A_SECOND,
+    encoder,
+    fastest_attention,
+)
+from benchmarks.products import products_of
+from benchmarks.results import Bar, Measurement, Results, ratio_bar
+from benchmarks.timing import (
+    Settings,
+    available_memory,
+    in_fresh_process,
+    interleaved,
+    peak_memory,
+    precision,
+)
+
+# A peer that would take longer for one call is left out.
+PATIENCE = 60.0
+# The part of the free memory that a call may be expected to take.
+MEMORY = 0.8
+FLOOR = "projections alone"
+_FLOOR_OF = "conbimamba-ext"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Seconds of speech, and for whom.
+
+    Attributes:
+        subjects: Rows of :data:`benchmarks.models.ENCODERS`.
+        repeated: Lengths measured in alternating rounds.
+        once: Longer ones, measured once, in the process that measures memory.
+        longest: The longest one, for ``patient`` subjects only.
+        patient: See above.
+        seconds: Time for the rounds of one length.
+        chosen_at: Length at which the peers' attention is chosen.
+        hour: What :func:`run_hour` measures.
+    """
+
+    subjects: tuple[str, ...]
+    repeated: tuple[float, ...]
+    once: tuple[float, ...] = ()
+    longest: float | None = None
+    patient: tuple[str, ...] = ()
+    seconds: float = 20.0
+    chosen_at: float = 30
+    hour: tuple[float, float] = (60, 3600)
+
+
+_MAIN = ("conbimamba-ext", "conbimamba-inn", "conformer")
+SIZES = {
+    "full": Sizes(
+        tuple(ENCODERS), (5, 10, 30, 60), (300,), 1800, ("conbimamba-ext", "conbimamba-inn")
+    ),
+    "quick": Sizes(_MAIN, (10, 60), seconds=3, chosen_at=10),
+    "tiny": Sizes(("conbimamba-ext", "conformer"), (0.5, 1), (2,), chosen_at=0.5, hour=(0.5, 1)),
+}
+_LONG_SUBJECTS = ("conbimamba-ext", "conbimamba-inn")
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Measure time and memory of all encoders over length."""
+    sizes = SIZES[settings.scale]
+    results: list[Measurement] = []
+    for kind in settings.precisions:
+        options, choices = _fastest_settings(settings, sizes, kind)
+        results += choices
+        walks = Results()
+        if sizes.once:
+            for subject in sizes.subjects:
+                walks += _walk(settings, sizes, subject, kind, options.get(subject, {}))
+        results += walks
+        for batch in _batches(settings):
+            for duration in sizes.repeated:
+                calls = [s for s in sizes.subjects if not _left_out(walks, s, duration)]
+                results += _rounds(settings, sizes, calls, duration, batch, kind, options)
+    return results
+
+
+def run_hour(settings: Settings) -> list[Measurement]:
+    """Measure an hour of speech, in inference."""
+    results: list[Measurement] = []
+    lengths = SIZES[settings.scale].hour
+    for subject in _LONG_SUBJECTS:
+        results += _walk_over(settings, lengths, subject, "float32", {}, case="hour")
+    return results
+
+
+def bars(results: Results) -> list[Bar]:
+    """Hold what was measured to the bars."""
+
+    def time(subject: str, seconds: float, case: str = "forward") -> Measurement | None:
+        return results.find("encoder", case, subject, **_size(seconds, 1, "float32"))
+
+    def against(subject: str, seconds: float, most: float, peer: str = "conformer") -> Bar:
+        return ratio_bar(
+            f"encoder-{subject}-{peer}-{seconds}",
+            f"encoder, {seconds} s: {subject} / {peer}",
+            time(subject, seconds),
+            time(peer, seconds),
+            most=most,
+        )
+
+    ext, inn = "conbimamba-ext", "conbimamba-inn"
+    found = []
+    if results.select("encoder", "forward"):
+        found = [against(subject, 10, 1.0) for subject in (ext, inn)]
+        found += [against(ext, 60, 0.5), against(inn, 60, 0.5), against(inn, 60, 1.0, ext)]
+    found += [
+        _linear(subject, long, time(subject, long), 60, time(subject, 60))
+        for subject in (ext, inn)
+        for long in (300, 1800)
+        if results.select("encoder", "forward", seconds=long)
+    ]
+    for m in results.select("encoder", "hour", unit="total bytes", seconds=3600):
+        limit = Measurement("encoder", "hour", "limit", "total bytes", [1e9])
+        what = f"encoder, 1 hour: peak memory of the process, {m.subject}"
+        memory = m if m.samples else None
+        found.append(
+            ratio_bar(f"encoder-hour-memory-{m.subject}", what, memory, limit, most=6, unit=" GB")
+        )
+        long, short = (time(m.subject, seconds, "hour") for seconds in (3600, 60))
+        found.append(_linear(m.subject, 3600, long, 60, short))
+    return found
+
+
+def crossover(results: Results, subject: str = _FLOOR_OF, peer: str = "conformer") -> str:
+    """Say from which length on ``subject`` is faster than ``peer``, in words."""
+    found = {}
+    for m in results.select("encoder", "forward", subject, "s", batch=1, precision="float32"):
+        other = results.find("encoder", "forward", peer, **m.size)
+        if m.samples and other:
+            found[m.size["seconds"]] = m.median / other.median
+    if not found:
+        return "not measured"
+    lengths = sorted(found)
+    slower = [seconds for seconds in lengths if found[seconds] > 1]
+    if not slower:
+        return f"faster at every length measured, from {lengths[0]:g} s on"
+    if slower[-1] == lengths[-1]:
+        return f"slower up to {lengths[-1]:g} s, the longest measured"
+    before, after = slower[-1], lengths[lengths.index(slower[-1]) + 1]
+    share = math.log(found[before]) / math.log(found[before] / found[after])
+    return f"faster from about {before * (after / before) ** share:.2g} s on"
+
+
+def _linear(
+    subject: str,
+    long: float,
+    time_long: Measurement | None,
+    short: float,
+    time_short: Measurement | None,
+) -> Bar:
+    return ratio_bar(
+        f"encoder-linear-{subject}-{long:g}",
+        f"encoder, {subject}: time a second of speech, {long:g} s / {short:g} s (1 is linear)",
+        time_long,
+        time_short,
+        scale=short / long,
+        # As far from linear as the scan alone may be.
+        least=0.875,
+        most=1.125,
+    )
+
+
+def _batches(settings: Settings) -> tuple[int, ...]:
+    # One short utterance does not fill a card.
+    return (1, 16) if settings.device == "cuda" and settings.scale != "tiny" else (1,)
+
+
+def features(seconds: float, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Draw the features of ``batch`` utterances and their lengths."""
+    frames = int(seconds * FRAMES_A_SECOND)
+    lengths = torch.full((batch,), frames, device=device)
+    return torch.randn(batch, frames, FEATURES, device=device), lengths
+
+
+def forward(
+    model: nn.Module, inputs: tuple[Tensor, Tensor], kind: str, device: str
+) -> Callable[[], object]:
+    """Return a call that encodes, in inference mode."""
+
+    def call() -> object:
+        with torch.inference_mode(), precision(kind, device):
+            return model(*inputs)[0]
+
+    return call
+
+
+def _size(seconds: float, batch: int, kind: str) -> dict[str, Any]:
+    return {"seconds": seconds, "batch": batch, "precision": kind}
+
+
+def _fastest_settings(
+    settings: Settings, sizes: Sizes, kind: str
+) -> tuple[dict[str, dict[str, Any]], list[Measurement]]:
+    """Choose for each peer the attention that is fastest on this device."""
+    seconds = sizes.chosen_at
+    inputs = features(seconds, 1, settings.device)
+    chosen, results = {}, []
+    for subject in (s for s in sizes.subjects if not ENCODERS[s].ours):
+
+        def call(options: dict[str, Any], subject: str = subject) -> Callable[[], object]:
+            model = encoder(subject, settings, **options).build().to(settings.device)
+            return forward(model, inputs, kind, settings.device)
+
+        name, samples = fastest_attention(call, settings)
+        chosen[subject] = ATTENTIONS[name]
+        results += [
+            Measurement("attention", a, subject, "s", taken, _size(seconds, 1, kind))
+            for a, taken in samples.items()
+        ]
+    return chosen, results
+
+
+def _rounds(
+    settings: Settings,
+    sizes: Sizes,
+    subjects: list[str],
+    seconds: float,
+    batch: int,
+    kind: str,
+    options: dict[str, dict[str, Any]],
+) -> list[Measurement]:
+    inputs = features(seconds, batch, settings.device)
+    calls = {}
+    for subject in subjects:
+        model = encoder(subject, settings, **options.get(subject, {})).build().to(settings.device)
+        calls[subject] = forward(model, inputs, kind, settings.device)
+    if _FLOOR_OF in calls and settings.scale != "quick":
+        calls[FLOOR] = products_of(calls[_FLOOR_OF])
+    samples = interleaved(calls, settings, sizes.seconds)
+    size = _size(seconds, batch, kind)
+    return [Measurement("encoder", "forward", s, "s", taken, size) for s, taken in samples.items()]
+
+
+def _left_out(walks: Results, subject: str, seconds: float) -> bool:
+    walked = walks.select("encoder", None, subject, "bytes", seconds=seconds)
+    return any(not m.samples for m in walked)
+
+
+def _walk(
+    settings: Settings, sizes: Sizes, subject: str, kind: str, options: dict[str, Any]
+) -> list[Measurement]:
+    longest = (sizes.longest,) if sizes.longest and subject in sizes.patient else ()
+    lengths = (*sizes.repeated[1:], *sizes.once, *longest)
+    found = _walk_over(settings, lengths, subject, kind, options)
+    # Time counts only where it was not measured in rounds.
+    return [m for m in found if m.unit != "s" or m.size["seconds"] > sizes.repeated[-1]]
+
+
+def _walk_over(
+    settings: Settings,
+    lengths: tuple[float, ...],
+    subject: str,
+    kind: str,
+    options: dict[str, Any],
+    case: str = "forward",
+) -> list[Measurement]:
+    """Measure memory and time in a fresh process, length after length."""
+    order = {"subject": subject, "lengths": lengths, "kind": kind, "options": options}
+    told = in_fresh_process("benchmarks.encoders:walk", settings, **order)
+    results = []
+    for index, seconds in enumerate(lengths):
+        failed = told.get("failed", "")
+        step = told["steps"][index] if not failed else {}
+        note = failed or step.get("note", "")
+        for unit, name in (("s", "seconds"), ("bytes", "above"), ("total bytes", "total")):
+            samples = [step[name]] if name in step else []
+            size = _size(seconds, 1, kind)
+            results.append(Measurement("encoder", case, subject, unit, samples, size, note))
+    return results
+
+
+def walk(
+    settings: Settings, subject: str, lengths: list[float], kind: str, options: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """Encode longer and longer speech in this process, as far as time and memory allow.
+
+    What a length will take is guessed from the two before it, by a power of the length.
+    """
+    device = settings.device
+    model = encoder(subject, settings, **options).build().to(device)
+    # Compiles kernels, and starts threads.
+    forward(model, features(lengths[0], 1, device), kind, device)()
+    patience = math.inf if ENCODERS[subject].ours else PATIENCE
+    known: list[tuple[float, float, float]] = []
+    steps: list[dict[str, Any]] = []
+    for seconds in lengths:
+        time_ahead = _guess(seconds, [(length, time) for length, time, _ in known])
+        memory_ahead = _guess(seconds, [(length, memory) for length, _, memory in known])
+        if time_ahead > patience:
+            steps.append({"note": f"left out: would take about {time_ahead:.0f} s"})
+            continue
+        if memory_ahead > MEMORY * available_memory(device):
+            steps.append({"note": f"left out: would need about {memory_ahead / 1e9:.0f} GB"})
+            continue
+        try:
+            inputs = features(seconds, 1, device)
+            peak = peak_memory(forward(model, inputs, kind, device), device)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            steps.append({"note": f"failed: {str(error).splitlines()[0]}"})
+            continue
+        known.append((seconds, peak.seconds, peak.above))
+        steps.append({"seconds": peak.seconds, "above": peak.above, "total": peak.total})
+    return {"steps": steps}
+
+
+def _guess(length: float, known: list[tuple[float, float]]) -> float:
+    """Go on from the last two points by a power of the length, at least 1 and at most 2."""
+    if not known:
+        return 0.0
+    last, value = known[-1]
+    power = 2.0
+    if len(known) > 1 and min(value, known[-2][1]) > 0:
+        before, less = known[-2]
+        power = min(2.0, max(1.0, math.log(value / less) / math.log(last / before)))
+    elif len(known) == 1:
+        power = 1.0
+    return value * (length / last) ** power

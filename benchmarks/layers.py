@@ -1,0 +1,120 @@
+"""Where the time goes in one mixer and in one block, in inference."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.models import encoder
+from benchmarks.products import products_of
+from benchmarks.results import Bar, Measurement, Results, ratio_bar
+from benchmarks.timing import Settings, interleaved
+from espnet_bimamba.layers import ExtBiMamba, InnBiMamba
+
+LENGTHS = {"full": (250, 1000), "quick": (250,), "tiny": (12,)}
+_CALLS_PROFILED = {"full": 20, "quick": 5, "tiny": 1}
+
+# The first pattern that is found in the name of a profiled operation decides; see `README.md`.
+_PARTS = {
+    "selective scan": r"selective_?scan",
+    "causal convolution": r"causal_?conv",
+    "projections": r"aten::(mm|addmm|bmm|baddbmm|linear|matmul|_addmm_activation)$|mkldnn_linear",
+    "ESPnet's convolutions": r"conv",
+    "norms": r"norm",
+    "activations": r"silu|sigmoid|glu|relu|softplus|softmax",
+    "copies": r"copy|clone|contiguous|aten::cat$|_to_copy",
+    "masks, sums, products": r"aten::(add_?|mul_?|masked_fill_?|exp|neg|sum|where|fill_?|zero_)$",
+}
+_REST = "the rest of PyTorch"
+_PYTHON = "Python between operations"
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Measure layers against their products alone, and take them apart."""
+    results: list[Measurement] = []
+    for length in LENGTHS[settings.scale]:
+        subjects = _subjects(settings, length)
+        for name, call in subjects.items():
+            size = {"length": length, "batch": 1}
+            calls = {"whole": call, "products": products_of(call)}
+            for case, samples in interleaved(calls, settings, seconds=2, least=5).items():
+                results.append(Measurement("layer", case, name, "s", samples, size))
+            results += [
+                Measurement("layer parts", part, name, "s", [seconds], size)
+                for part, seconds in parts(call, settings).items()
+            ]
+    return results
+
+
+def bars(results: Results) -> list[Bar]:
+    """Hold what was measured to the bars."""
+    lengths = [m.size["length"] for m in results.select("layer", "whole")]
+    if not lengths:
+        return []
+    length = min(lengths)
+    return [
+        ratio_bar(
+            f"layer-products-{name}",
+            f"{name}, inference, L={length}: share of the projections",
+            results.find("layer", "products", name, length=length),
+            results.find("layer", "whole", name, length=length),
+            least=0.6,
+            unit="%",
+        )
+        for name in ("ExtBiMamba", "InnBiMamba")
+    ]
+
+
+def _subjects(settings: Settings, length: int) -> dict[str, Callable[[], object]]:
+    width = 16 if settings.scale == "tiny" else 256
+    device = settings.device
+    x = torch.randn(1, length, width, device=device)
+    lengths = torch.tensor([length], device=device)
+    mask = torch.ones(1, 1, length, dtype=torch.bool, device=device)
+    block: Any = encoder("conbimamba-ext", settings).build()
+    block = block.encoders[0].to(device)
+
+    def inference(module: nn.Module, *inputs: Tensor) -> Callable[[], object]:
+        def call() -> object:
+            with torch.inference_mode():
+                return module(*inputs)
+
+        return call
+
+    return {
+        "ExtBiMamba": inference(ExtBiMamba(width).eval().to(device), x, lengths),
+        "InnBiMamba": inference(InnBiMamba(width).eval().to(device), x, lengths),
+        "ConBiMamba block (ExtBiMamba)": inference(block, x, mask),
+    }
+
+
+def parts(call: Callable[[], object], settings: Settings) -> dict[str, float]:
+    """Return the seconds that each part of a call takes, by PyTorch's profiler.
+
+    Its own cost is spread over all parts; what is left of the wall time, on the CPU, is Python's.
+    """
+    times = _CALLS_PROFILED[settings.scale]
+    cuda = settings.device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    call()
+    with profile(activities=activities) as profiled, record_function("whole call"):
+        for _ in range(times):
+            call()
+        if cuda:
+            torch.cuda.synchronize()
+    found = dict.fromkeys([*_PARTS, _REST], 0.0)
+    for event in profiled.key_averages():
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        part = _PYTHON if event.key == "whole call" else _part(event.key)
+        found[part] = found.get(part, 0.0) + microseconds / 1e6 / times
+    return {name: seconds for name, seconds in found.items() if seconds > 0}
+
+
+def _part(operation: str) -> str:
+    for part, pattern in _PARTS.items():
+        if re.search(pattern, operation, re.IGNORECASE):
+            return part
+    return _REST

@@ -1,0 +1,135 @@
+"""Plots of a run, each as PNG and SVG."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.encoders import FLOOR
+from benchmarks.models import ENCODERS
+from benchmarks.results import Measurement, Results
+
+#: Ours are drawn solid, peers dashed, floors dotted.
+_COLORS = {
+    "conbimamba-ext": "#1f5fa8",
+    "conbimamba-inn": "#4aa3df",
+    "transbimamba": "#2a9d8f",
+    "e_branchbimamba": "#7b5ea7",
+    "bimamba": "#57a639",
+    "conformer": "#c0392b",
+    "e_branchformer": "#e67e22",
+    "transformer": "#b8860b",
+    "ours": "#1f5fa8",
+    "loop": "#c0392b",
+    "mambapy": "#e67e22",
+}
+_SPEEDUPS = ("loop", "mambapy")
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draw what the results have; return the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    rows = results.select("encoder", "forward", batch=1, precision="float32")
+    encoder = [m for m in rows if m.samples]
+    if times := [m for m in encoder if m.unit == "s"]:
+        title = "An encoder's forward pass, 12 blocks of 256"
+        files += _lines(folder / "encoder-time", times, "seconds", title, "seconds of computing")
+    if peaks := [m for m in encoder if m.unit == "bytes"]:
+        title = "Memory that an encoder's forward pass takes"
+        files += _lines(folder / "encoder-memory", peaks, "seconds", title, "GB", 1e-9)
+    scans = results.select("scan", "forward", unit="s", batch=1, dtype="float32")
+    if times := [m for m in scans if m.samples]:
+        title = "The selective scan forward, 512 channels, 16 states"
+        files += _lines(folder / "scan-time", times, "length", title, "milliseconds", 1e3)
+    if speedups := _speedups(results):
+        files += _bars(folder / "speed-up", speedups)
+    return files
+
+
+def _style(subject: str) -> dict[str, Any]:
+    if subject in (FLOOR, "c++"):
+        return {"color": "black", "linestyle": ":", "marker": "."}
+    ours = subject.startswith("ours") or (subject in ENCODERS and ENCODERS[subject].ours)
+    line = "-" if ours else "--"
+    return {"color": _COLORS.get(subject), "linestyle": line, "marker": "o", "markersize": 4}
+
+
+def _lines(
+    stem: Path, rows: Iterable[Measurement], axis: str, title: str, unit: str, scale: float = 1.0
+) -> list[Path]:
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    points: dict[str, dict[float, Measurement]] = {}
+    for m in rows:
+        points.setdefault(m.subject, {}).setdefault(m.size[axis], m)
+    for subject, found in points.items():
+        lengths = sorted(found)
+        middle = [found[n].median * scale for n in lengths]
+        axes.plot(lengths, middle, label=subject, **_style(subject))
+        low, high = ([f(found[n].samples) * scale for n in lengths] for f in (min, max))
+        axes.fill_between(lengths, low, high, alpha=0.15, color=_style(subject)["color"], lw=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({length for found in points.values() for length in found})
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("seconds of speech" if axis == "seconds" else "frames")
+    axes.set_ylabel(unit)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _save(figure, stem)
+
+
+def _speedups(results: Results) -> dict[str, float]:
+    """Return how many times faster ours is than each peer, by a name of the comparison."""
+    found: dict[str, float] = {}
+    for m in results.select("scan", unit="s", dtype="float32"):
+        ours = results.find("scan", m.case, "ours", **m.size)
+        if m.subject in _SPEEDUPS and m.samples and ours:
+            name = f"scan, {m.case}, {m.size['batch']} x {m.size['length']}: {m.subject}"
+            found[name] = m.median / ours.median
+    peers = results.select("encoder", "forward", "conformer", "s", batch=1, precision="float32")
+    for m in sorted(peers, key=lambda m: m.size["seconds"]):
+        ours = results.find("encoder", "forward", "conbimamba-ext", **m.size)
+        if m.samples and ours:
+            found[f"encoder, {m.size['seconds']:g} s: conformer"] = m.median / ours.median
+    for m in results.select("training", "step", "conformer", "s", precision="float32"):
+        ours = results.find("training", "step", "conbimamba-ext", **m.size)
+        if m.samples and ours:
+            name = f"training step, {m.size['batch']} x {m.size['seconds']:g} s: conformer"
+            found[name] = m.median / ours.median
+    return found
+
+
+def _bars(stem: Path, speedups: dict[str, float]) -> list[Path]:
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(speedups)), layout="constrained")
+    names = list(reversed(speedups))
+    bars = axes.barh(names, [speedups[name] for name in names], color=_COLORS["ours"])
+    axes.bar_label(bars, fmt="%.3gx", padding=3)
+    axes.axvline(1, color="black", lw=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.margins(x=0.15)
+    axes.set_title("How many times faster than its peer")
+    return _save(figure, stem)
+
+
+def _save(figure: Any, stem: Path) -> list[Path]:
+    from matplotlib import pyplot as plt
+
+    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        # No date inside: the same figures give the same file.
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)
+    return files

@@ -1,0 +1,258 @@
+"""``docs/benchmarks.md``, written from the JSON file of a run: no figure is typed by hand."""
+
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.encoders import FLOOR, crossover
+from benchmarks.models import ENCODERS
+from benchmarks.results import Bar, Measurement, Results
+
+EXPLANATIONS = Path(__file__).with_name("explanations.toml")
+
+
+def explanations() -> dict[str, str]:
+    """Return why bars are not met, by their id."""
+    return tomllib.loads(EXPLANATIONS.read_text())
+
+
+def report(run: dict[str, Any], results: Results, bars: list[Bar], plots: list[str]) -> str:
+    """Write a run as Markdown.
+
+    Args:
+        run: The JSON file's other entries.
+        results: Its measurements.
+        bars: What they are held to.
+        plots: SVG files to show, relative to the document.
+    """
+    sections = [
+        _head(run),
+        _bars(bars, explanations()),
+        _scan(results),
+        _layers(results),
+        _encoders(results),
+        _training(results),
+        _decoding(results),
+        _left_out(results),
+        "\n\n".join(f"![{Path(plot).stem}]({plot})" for plot in plots),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def unexplained(bars: Iterable[Bar]) -> list[str]:
+    """Return the ids of unmet bars that :data:`EXPLANATIONS` does not explain."""
+    known = explanations()
+    return [bar.id for bar in bars if bar.met is False and bar.id not in known]
+
+
+def _head(run: dict[str, Any]) -> str:
+    machine, settings = run["machine"], run["settings"]
+    device = machine.get("gpu") or machine["cpu"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"""# Benchmarks
+
+Written by `python -m benchmarks report` from the file that this command made on {run["date"]}:
+
+    {run["command"]}
+
+{device}, {machine["cores"]} cores ({machine["vectors"]}), {settings["threads"]} threads,
+{machine["memory_bytes"] / 1e9:.0f} GB of memory; load before and after: \
+{machine["load_before"]:.1f}, {machine["load_after"]:.1f}; {run["minutes"]:.0f} minutes in all.
+{versions}.
+
+Times are medians over alternating rounds; what is in brackets is the smallest and the largest.
+[How to read and repeat them](../benchmarks/README.md)."""
+
+
+def _bars(bars: list[Bar], reasons: dict[str, str]) -> str:
+    rows = [
+        (
+            bar.what,
+            bar.show(bar.value),
+            " to ".join(map(bar.show, bar.spread)) if bar.spread else "",
+            bar.limit,
+            bar.status,
+        )
+        for bar in bars
+    ]
+    text = "## Bars\n\n" + _table(("what", "median", "single rounds", "bar", ""), rows)
+    unmet = [bar for bar in bars if bar.met is False]
+    if unmet:
+        text += "\n\nNot met:\n\n" + "\n".join(
+            f"- {bar.what} (`{bar.id}`): {bar.show(bar.value)} where the bar is {bar.limit}. "
+            + reasons.get(bar.id, "").strip()
+            for bar in unmet
+        )
+    return text
+
+
+def _scan(results: Results) -> str:
+    rows = [m for m in results.select("scan", unit="s") if m.samples and "threads" not in m.size]
+    if not rows:
+        return ""
+    subjects = list(dict.fromkeys(m.subject for m in rows))
+    cases = list(
+        dict.fromkeys((m.case, *(m.size[k] for k in ("batch", "length", "dtype"))) for m in rows)
+    )
+    lines = []
+    for case, batch, length, dtype in cases:
+        cells = [
+            results.find("scan", case, s, batch=batch, length=length, dtype=dtype) for s in subjects
+        ]
+        lines.append((f"{case}, {batch} x {length}, {dtype}", *map(_time, cells)))
+    text = "## Selective scan\n\n512 channels, 16 states; D, z and softplus included.\n\n"
+    text += _table(("", *subjects), lines)
+    if peaks := [m for m in results.select("scan", unit="bytes") if m.samples]:
+        text += "\n\n" + _table(
+            ("peak memory, forward and backward", "MB", "of inputs, output, gradients"),
+            [
+                (m.subject, f"{m.median / 1e6:.0f}", f"{m.median / m.size['tensors']:.2f}x")
+                for m in peaks
+            ],
+        )
+    return text
+
+
+def _layers(results: Results) -> str:
+    blocks = []
+    for whole in results.select("layer", "whole"):
+        found = results.select("layer parts", None, whole.subject, **whole.size)
+        total = sum(m.median for m in found)
+        rows = [
+            (m.case, _time(m), f"{100 * m.median / total:.0f}%")
+            for m in sorted(found, key=lambda m: -m.median)
+        ]
+        products = results.find("layer", "products", whole.subject, **whole.size)
+        blocks.append(
+            f"### {whole.subject}, {whole.size['length']} frames\n\n"
+            f"Whole: {_time(whole)}; its matrix products alone: {_time(products)}.\n\n"
+            + _table(("part, under the profiler", "time", "share"), rows)
+        )
+    return "\n\n".join(["## Where the time goes, in inference", *blocks]) if blocks else ""
+
+
+def _encoders(results: Results) -> str:
+    rows = results.select("encoder", "forward")
+    if not rows:
+        return ""
+    text = "## Encoders\n\n12 blocks of 256, feed-forward 1024, convolution kernel 31, masking "
+    text += "included. Conformer and conbimamba-ext: ours is " + crossover(results) + "."
+    kinds = dict.fromkeys((m.size["precision"], m.size["batch"]) for m in rows)
+    for kind, batch in kinds:
+        for unit, name in (("s", "time"), ("bytes", "memory above the model's")):
+            size = {"precision": kind, "batch": batch}
+            found = results.select("encoder", "forward", unit=unit, **size)
+            if found:
+                text += f"\n\n### {name}, {kind}, batch {batch}\n\n"
+                text += _by_length(results, found)
+    if chosen := results.select("attention"):
+        text += "\n\nPeers run with the faster of ESPnet's attentions: " + "; ".join(
+            f"{m.subject} {m.case} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})"
+            for m in chosen
+        )
+        text += "."
+    if hour := [m for m in results.select("encoder", "hour") if m.unit != "bytes"]:
+        text += "\n\n### One hour\n\n" + _table(
+            ("", "speech", "", ""),
+            [
+                (m.subject, f"{m.size['seconds']} s", _amount(m), m.note.partition(":")[0])
+                for m in hour
+            ],
+        )
+    return text
+
+
+def _by_length(results: Results, found: list[Measurement]) -> str:
+    lengths = sorted({m.size["seconds"] for m in found})
+    known = [*ENCODERS, FLOOR]
+    subjects = sorted({m.subject for m in found}, key=known.index)
+    size = {k: found[0].size[k] for k in ("batch", "precision")}
+    lines = []
+    for subject in subjects:
+        cells = []
+        for seconds in lengths:
+            where = {"seconds": seconds, **size}
+            m = results.find("encoder", "forward", subject, found[0].unit, **where)
+            cells.append(_amount(m) if m else "")
+        lines.append((subject, *cells))
+    return _table(("", *(f"{seconds:g} s" for seconds in lengths)), lines)
+
+
+def _training(results: Results) -> str:
+    rows = results.select("training", "step")
+    if not rows:
+        return ""
+    lines = [
+        (
+            m.subject,
+            f"{m.size['batch']} x {m.size['seconds']:g} s, {m.size['precision']}",
+            {"s": "time", "bytes": "memory"}[m.unit],
+            _amount(m),
+        )
+        for m in rows
+        if m.samples
+    ]
+    return (
+        "## Training step\n\nForward, backward and Adam of a recognition model: the encoder above, "
+        "an attention decoder of 6 blocks, CTC.\n\n" + _table(("encoder", "batch", "", ""), lines)
+    )
+
+
+def _decoding(results: Results) -> str:
+    rows = results.select("decoding", "all")
+    lines = []
+    for m in rows:
+        encoder = results.find("decoding", "encoder", m.subject, **m.size)
+        if m.samples and encoder:
+            share = f"{100 * encoder.median / m.median:.0f}%"
+            lines.append((m.subject, _time(m), _time(encoder), share))
+    if not lines:
+        return ""
+    size = rows[0].size
+    text = f"## Recognition\n\n`Speech2Text`, {size['seconds']:g} s of audio, beam {size['beam']}, "
+    text += f"CTC weight {size['ctc_weight']}, models not trained, hypotheses of a forced length."
+    header = ("encoder", "recognition", "encoder's part", "share")
+    return text + "\n\n" + _table(header, lines)
+
+
+def _left_out(results: Results) -> str:
+    lines = dict.fromkeys(
+        f"- {m.benchmark}, {m.case}, {m.subject}, {_circumstances(m)}: {m.note}"
+        for m in results
+        if m.note and not m.samples and m.unit in ("s", "error")
+    )
+    return "\n".join(["## Left out", "", *lines]) if lines else ""
+
+
+def _circumstances(m: Measurement) -> str:
+    return ", ".join(f"{k} {v}" for k, v in m.size.items() if v is not None)
+
+
+def _amount(m: Measurement) -> str:
+    return _time(m) if m.unit == "s" else _gigabytes(m)
+
+
+def _time(m: Measurement | None) -> str:
+    if m is None or not m.samples:
+        return "-"
+    scale, unit = (1, "s") if m.median >= 1 else (1e3, "ms")
+    text = f"{m.median * scale:.3g} {unit}"
+    if len(m.samples) > 1:
+        text += f" ({min(m.samples) * scale:.3g}-{max(m.samples) * scale:.3g})"
+    return text
+
+
+def _gigabytes(m: Measurement) -> str:
+    return f"{m.median / 1e9:.3g} GB" if m.samples else "-"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def relative(file: Path, folder: Path) -> str:
+    """Return the path of ``file`` as seen from ``folder``."""
+    return Path(os.path.relpath(file, folder)).as_posix()

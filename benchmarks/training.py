@@ -1,0 +1,225 @@
+"""A whole training step: recognition model with CTC and attention decoder, batch 8, Adam."""
+
+import argparse
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.models import (
+    ATTENTIONS,
+    ENCODERS,
+    FEATURES,
+    FRAMES_A_SECOND,
+    encoder,
+    fastest_attention,
+)
+from benchmarks.results import Bar, Measurement, Results, ratio_bar
+from benchmarks.timing import Settings, in_fresh_process, interleaved, peak_memory, precision
+
+TOKENS_A_SECOND = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Who trains on what.
+
+    Attributes:
+        subjects: Rows of :data:`benchmarks.models.ENCODERS`.
+        durations: Seconds of every utterance, a case each; memory is measured for the longest.
+        batch: Utterances.
+        tokens: Size of the vocabulary.
+        seconds: Time for the rounds of one case.
+        memory: Whether memory is measured.
+    """
+
+    subjects: tuple[str, ...] = ("conbimamba-ext", "conbimamba-inn", "conformer")
+    durations: tuple[float, ...] = (10, 15)
+    batch: int = 8
+    # LibriSpeech-100's stock configuration
+    tokens: int = 5000
+    seconds: float = 30.0
+    memory: bool = True
+
+
+STOCK_DECODER = {"attention_heads": 4, "linear_units": 2048, "num_blocks": 6}
+TINY_DECODER = {"attention_heads": 1, "linear_units": 8, "num_blocks": 1}
+SIZES = {
+    "full": Sizes(),
+    "quick": Sizes(("conbimamba-ext", "conformer"), (10,), batch=2, seconds=5, memory=False),
+    "tiny": Sizes(durations=(0.5, 1), batch=2, tokens=10),
+}
+_MORE_ON_CUDA = ("e_branchbimamba", "e_branchformer")
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Measure time and memory of training steps."""
+    sizes = SIZES[settings.scale]
+    subjects = sizes.subjects
+    if settings.device == "cuda" and settings.scale == "full":
+        subjects += _MORE_ON_CUDA
+    results: list[Measurement] = []
+    for kind in settings.precisions:
+        options, choices = _fastest_settings(settings, sizes, subjects, kind)
+        results += choices
+        for duration in sizes.durations:
+            size = _size(sizes, duration, kind)
+            calls = {
+                s: training_step(s, settings, sizes.batch, duration, kind, options.get(s, {}))
+                for s in subjects
+            }
+            for subject, samples in interleaved(calls, settings, sizes.seconds).items():
+                results.append(Measurement("training", "step", subject, "s", samples, size))
+            del calls
+        if not sizes.memory:
+            continue
+        for subject in subjects:
+            order = {"subject": subject, "kind": kind, "options": options.get(subject, {})}
+            told = in_fresh_process("benchmarks.training:memory", settings, **order)
+            samples = [told["peak"]] if "peak" in told else []
+            size, note = _size(sizes, sizes.durations[-1], kind), told.get("failed", "")
+            results.append(Measurement("training", "step", subject, "bytes", samples, size, note))
+    return results
+
+
+def bars(results: Results) -> list[Bar]:
+    """Hold what was measured to the bars."""
+    found = []
+    steps = results.select("training", "step", "conformer", precision="float32")
+    for peer in steps:
+        batch, seconds = peer.size["batch"], peer.size["seconds"]
+        what = {"s": "", "bytes": "peak memory, "}[peer.unit]
+        for subject in ("conbimamba-ext", "conbimamba-inn"):
+            ours = results.select("training", "step", subject, peer.unit, **peer.size)
+            if ours:
+                found.append(
+                    ratio_bar(
+                        f"training-{'time' if peer.unit == 's' else 'memory'}-{subject}-{seconds}",
+                        f"training step, {what}{batch} x {seconds} s: {subject} / conformer",
+                        ours[0] if ours[0].samples else None,
+                        peer if peer.samples else None,
+                        most=1.15 if peer.unit == "s" else 1.0,
+                    )
+                )
+    return found
+
+
+def _size(sizes: Sizes, seconds: float, kind: str) -> dict[str, Any]:
+    return {"batch": sizes.batch, "seconds": seconds, "precision": kind}
+
+
+def _fastest_settings(
+    settings: Settings, sizes: Sizes, subjects: tuple[str, ...], kind: str
+) -> tuple[dict[str, dict[str, Any]], list[Measurement]]:
+    """Choose for each peer the attention that trains fastest, on two utterances."""
+    chosen, results = {}, []
+    for subject in (s for s in subjects if not ENCODERS[s].ours):
+        step = functools.partial(training_step, subject, settings, 2, sizes.durations[0], kind)
+        name, samples = fastest_attention(step, settings)
+        chosen[subject] = ATTENTIONS[name]
+        size = {"batch": 2, "seconds": sizes.durations[0], "precision": kind}
+        results += [
+            Measurement("attention in training", a, subject, "s", taken, size)
+            for a, taken in samples.items()
+        ]
+    return chosen, results
+
+
+@functools.cache
+def _parsed(name: str) -> argparse.Namespace:
+    from espnet2.tasks.asr import ASRTask
+
+    import espnet_bimamba  # noqa: F401  (registers the encoders)
+
+    return ASRTask.get_parser().parse_args(["--encoder", name])
+
+
+def model_options(subject: str, settings: Settings, tokens: int, **more: Any) -> argparse.Namespace:
+    """Return the options of a training, as ESPnet parses them."""
+    row = encoder(subject, settings)
+    args = copy.deepcopy(_parsed(row.name))
+    words = [f"w{n}" for n in range(tokens - 3)]
+    tiny = settings.scale == "tiny"
+    values = {
+        "input_size": FEATURES,
+        "encoder_conf": copy.deepcopy(row.conf),
+        "decoder": "transformer",
+        "decoder_conf": dict(TINY_DECODER if tiny else STOCK_DECODER),
+        "token_list": ["<blank>", "<unk>", *words, "<sos/eos>"],
+        "normalize": None,
+        "model_conf": {
+            "ctc_weight": 0.3,
+            "lsm_weight": 0.1,
+            "report_cer": False,
+            "report_wer": False,
+        },
+        **more,
+    }
+    for option, value in values.items():
+        setattr(args, option, value)
+    return args
+
+
+def build_model(subject: str, settings: Settings, options: dict[str, Any]) -> nn.Module:
+    """Build a recognition model through ESPnet's task."""
+    from espnet2.tasks.asr import ASRTask
+
+    args = model_options(subject, settings, SIZES[settings.scale].tokens)
+    args.encoder_conf |= options
+    return ASRTask.build_model(args)
+
+
+def training_step(
+    subject: str,
+    settings: Settings,
+    batch: int,
+    seconds: float,
+    kind: str,
+    options: dict[str, Any],
+) -> Callable[[], None]:
+    """Return a call that does forward, backward and Adam's step on one batch."""
+    torch.manual_seed(0)
+    device = settings.device
+    model = build_model(subject, settings, options).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    data = _batch(batch, seconds, settings)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision(kind, device):
+            loss = model(**data)[0]
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _batch(batch: int, seconds: float, settings: Settings) -> dict[str, torch.Tensor]:
+    frames, tokens = int(seconds * FRAMES_A_SECOND), max(1, int(seconds * TOKENS_A_SECOND))
+    vocabulary = SIZES[settings.scale].tokens
+    data = {
+        "speech": torch.randn(batch, frames, FEATURES),
+        "speech_lengths": torch.full((batch,), frames),
+        "text": torch.randint(2, vocabulary - 1, (batch, tokens)),
+        "text_lengths": torch.full((batch,), tokens),
+    }
+    return {name: x.to(settings.device) for name, x in data.items()}
+
+
+def memory(settings: Settings, subject: str, kind: str, options: dict[str, Any]) -> dict[str, int]:
+    """Measure the peak of a first step in this process.
+
+    Activations, gradients and Adam's state count; parameters and the process itself do not.
+    """
+    sizes = SIZES[settings.scale]
+    seconds = sizes.durations[-1]
+    step = training_step(subject, settings, sizes.batch, seconds, kind, options)
+    short = training_step(subject, settings, 1, sizes.durations[0], kind, options)
+    # Compiles kernels and starts threads.
+    short()
+    del short
+    return {"peak": peak_memory(step, settings.device).above}

@@ -1,0 +1,132 @@
+"""Every benchmark runs, at sizes whose figures mean nothing, and leaves what is promised."""
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as command_line
+from benchmarks import encoders, ops, peers, timing, training
+from benchmarks.results import Measurement
+from benchmarks.timing import Settings, in_fresh_process, peak_memory
+
+TINY = Settings(threads=1, scale="tiny")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Saves the seconds that imports take in a fresh process."""
+
+    def call(target, settings, **arguments):
+        order = {"target": target, "settings": vars(settings), "arguments": arguments}
+        return json.loads(timing.obey(json.dumps(order)))
+
+    for module in (ops, encoders, training):
+        monkeypatch.setattr(module, "in_fresh_process", call)
+
+
+@pytest.fixture
+def made(in_this_process, tmp_path, capsys):
+    """What ``python -m benchmarks run --scale tiny`` leaves; parts by argument."""
+
+    def run(*parts):
+        options = ["--scale", "tiny", "--threads", "1", "--out", str(tmp_path)]
+        assert command_line.main(["run", *options, "--only", *parts]) == 0
+        file = tmp_path / "tiny-cpu.json"
+        return file, json.loads(file.read_text()), capsys.readouterr().out
+
+    return run
+
+
+def subjects(run, benchmark, case=None, unit="s"):
+    return {
+        m["subject"]
+        for m in run["measurements"]
+        if m["benchmark"] == benchmark and m["unit"] == unit and case in (None, m["case"])
+        if m["samples"]
+    }
+
+
+def test_the_scan_the_layers_and_the_file(made):
+    file, run, printed = made("ops", "layers")
+    assert run["format"] == command_line.FORMAT
+    assert run["settings"] == {"device": "cpu", "threads": 1, "scale": "tiny"}
+    assert {"cpu", "cores", "memory_bytes", "load_before", "load_after"} <= run["machine"].keys()
+    assert {"python", "torch", "numba", "espnet"} <= run["versions"].keys()
+    for m in run["measurements"]:
+        measurement = Measurement(**m)
+        assert measurement.samples or measurement.note
+        assert all(sample >= 0 for sample in measurement.samples)
+    # A busy machine must not fail a test: what must be there is there, not how fast it is.
+    assert {"ours", "loop"} <= subjects(run, "scan", "forward")
+    assert {"ours", "loop"} <= subjects(run, "scan", "forward+backward")
+    assert {"ours", "loop"} <= subjects(run, "scan", "forward+backward", unit="bytes")
+    assert subjects(run, "layer", "products") == subjects(run, "layer", "whole")
+    assert {"ExtBiMamba", "InnBiMamba"} <= subjects(run, "layer parts", "projections")
+    assert {"ExtBiMamba", "InnBiMamba"} <= subjects(run, "layer parts", "selective scan")
+    assert {bar["id"] for bar in run["bars"]} >= {"scan-memory", "layer-products-ExtBiMamba"}
+    assert all(bar["what"] in printed and bar["status"] in printed for bar in run["bars"])
+    assert sorted(p.name for p in (file.parent / "plots-cpu").iterdir()) == [
+        "scan-time.png",
+        "scan-time.svg",
+        "speed-up.png",
+        "speed-up.svg",
+    ]
+
+
+@pytest.mark.recipe
+def test_models_and_the_report(made, capsys):
+    file, run, _ = made("encoders", "training", "decoding")
+    assert {"conbimamba-ext", "conformer", encoders.FLOOR} <= subjects(run, "encoder", "forward")
+    assert {"conbimamba-ext", "conformer"} <= subjects(run, "encoder", "forward", unit="bytes")
+    assert {"conbimamba-inn", "conformer"} <= subjects(run, "training", "step")
+    assert {"conbimamba-inn", "conformer"} <= subjects(run, "training", "step", unit="bytes")
+    assert subjects(run, "decoding", "encoder") == subjects(run, "decoding", "all")
+    assert command_line.main(["report", str(file)]) == 0
+    report = capsys.readouterr().out
+    for title in ("# Benchmarks", "## Bars", "## Encoders", "## Training step", "## Recognition"):
+        assert f"{title}\n" in report
+    assert "conbimamba-ext" in report
+    assert str(file.parent) not in report.replace(run["command"], "")
+    assert command_line.main(["table", str(file)]) == 0
+
+
+def test_a_wrong_scan_is_not_timed(monkeypatch):
+    monkeypatch.setattr(peers, "loop_scan", lambda u, *_, **__: u)
+    found = ops._compare(ops.Shape(1, 8, 32), TINY, "float32", 0.1, backward=False)
+    (loop,) = (m for m in found if m.subject == "loop" and m.unit == "s")
+    assert not loop.samples
+    assert loop.note.startswith("wrong: differs from the float64 reference by")
+
+
+def test_a_missing_compiler_is_seen(monkeypatch):
+    monkeypatch.setattr(peers.shutil, "which", lambda _: None)
+    found, missing = ops.scans(TINY, "float32", backward=False)
+    assert "c++" not in found
+    assert missing["c++"] == "no C++ compiler was found"
+
+
+def test_rounds_alternate_and_every_sample_is_kept():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = timing.interleaved(calls, TINY, seconds=1)
+    assert order == list("ab" * (len(order) // 2)), "one warm-up, then rounds"
+    assert {name: len(s) for name, s in samples.items()} == {"a": 2, "b": 2}
+
+
+def test_peak_memory_is_what_a_call_touches():
+    peak = peak_memory(lambda: bytearray(b"x") * 50_000_000, "cpu")
+    assert 45e6 < peak.above < 60e6
+    assert peak.total > peak.above
+
+
+def test_a_fresh_process_that_fails_is_reported():
+    told = in_fresh_process("benchmarks.nothing:here", TINY)
+    assert "nothing" in told["failed"]
+
+
+def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
+    monkeypatch.setattr(encoders, "PATIENCE", 0.0)
+    told = encoders.walk(TINY, "conformer", [0.5, 1.0], "float32", {})
+    first, second = told["steps"]
+    assert first["seconds"] > 0
+    assert second["note"].startswith("left out: would take about")
