@@ -6,14 +6,15 @@ SHELL := bash
 ENCODER ?= conbimamba
 ESPNET ?= 2
 DEVICE ?= cpu
+JOBS ?= 2
 VENV ?= .venv
 
 PY := $(VENV)/bin/python
 CODE := espnet_bimamba tests egs benchmarks
 export PYTHON
 
-.PHONY: help venv recipes known-encoder demo test test-quick test-triton test-triton-quick lint
-.PHONY: bench-extra bench bench-quick clean
+.PHONY: help venv recipes known-encoder demo test test-quick test-parts test-triton
+.PHONY: test-triton-quick lint bench-extra bench bench-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,14 +39,20 @@ known-encoder:
 demo: known-encoder recipes ## train and try an encoder on real speech in a stock recipe
 	@$(PY) egs/mini_an4/demo.py --encoder '$(ENCODER)' --espnet '$(ESPNET)'
 
-test: lint recipes test-triton ## everything, recipe runs included
-	@$(PY) -m pytest --durations=15
+test: lint recipes test-triton test-parts ## everything, recipe runs included
+	@$(PY) -m pytest -m recipe --durations=5
 
-test-quick: lint test-triton-quick ## everything but the recipe runs
-	@$(PY) -m pytest -m "not recipe" --durations=15
+test-quick: lint test-triton-quick test-parts ## everything but the recipe runs
+
+# Recipe runs stay in one process: they share a trained model, and start processes of their own.
+BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5
+
+test-parts: venv
+	@$(PY) -m pytest -m "not recipe" $(BESIDE_EACH_OTHER)
 
 # Triton reads the variable when a kernel is declared: a process interprets all kernels or none.
-INTERPRETED := TRITON_INTERPRET=1 ESPNET_BIMAMBA_TEST_BACKENDS=triton $(PY) -m pytest --durations=5
+INTERPRETED := TRITON_INTERPRET=1 ESPNET_BIMAMBA_TEST_BACKENDS=triton \
+    $(PY) -m pytest $(BESIDE_EACH_OTHER)
 LAYERS := plain_algorithm and not at_size or alone_equals_batched and nan
 MORE_LAYERS := plain_algorithm or alone_equals_batched and nan or autocast or half or chunks_give
 

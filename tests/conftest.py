@@ -35,6 +35,20 @@ def pytest_collection_modifyitems(config, items):
         config.deselected_by_marker[marker] = (len(gone), reason)
 
 
+def pytest_sessionfinish(session):
+    # A worker of pytest-xdist has no terminal: what it left out is said by who started it.
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected_by_marker"] = session.config.deselected_by_marker
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    # Every worker collects everything.
+    node.config.deselected_by_marker = getattr(node, "workeroutput", {}).get(
+        "deselected_by_marker", {}
+    )
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for marker, (count, reason) in getattr(config, "deselected_by_marker", {}).items():
         if count:
