@@ -16,6 +16,7 @@ from espnet_bimamba.encoders.stack import (
     encoding,
     mask_convolutions,
 )
+from espnet_bimamba.encoders.subsampling import SubsamplingConvolutions, subsample_in_pieces
 from espnet_bimamba.errors import LengthsError, OptionError, UnusedOptionError
 from espnet_bimamba.layers import MixerAttention, build_mixer
 from espnet_bimamba.ops.lengths import padding_mask
@@ -100,6 +101,7 @@ class MixerHost(AbsEncoder):
         check_positions(pos_enc_layer_type)
         super().__init__(input_size, output_size=output_size, **(stock | self.stock_options))
         replace_positions(self.embed, pos_enc_layer_type)
+        subsample_in_pieces(self.embed)
         for layer in self.encoders:
             mixer = build_mixer(
                 mamba_type,
@@ -191,8 +193,8 @@ class LayerStackHost(MixerHost):
 
     def _checkpoint_input_layer(self) -> None:
         # The stock forward asks for the class of `embed`: its convolutions are wrapped inside.
-        if isinstance(getattr(self.embed, "conv", None), nn.Sequential):
-            self.embed.conv = CheckpointedSequential(*self.embed.conv)
+        if isinstance(getattr(self.embed, "conv", None), SubsamplingConvolutions):
+            self.embed.conv.checkpointed = True
         elif isinstance(self.embed, nn.Sequential):
             self.embed = CheckpointedSequential(*self.embed)
 
