@@ -3,37 +3,23 @@
 import argparse
 import copy
 import importlib
+import pkgutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet_bimamba.cli.conf import parse, read
-from espnet_bimamba.errors import ConfigError
+from espnet_bimamba.errors import ConfigError, OptionError
 
 if TYPE_CHECKING:
     import torch
 
 VOCAB_SIZE = 5000
 
-# Where the tasks of `--task` live; without it they are tried in this order.
-TASKS = {
-    "asr": "espnet2.tasks.asr:ASRTask",
-    "s2t": "espnet2.tasks.s2t:S2TTask",
-    "st": "espnet2.tasks.st:STTask",
-    "mt": "espnet2.tasks.mt:MTTask",
-    "slu": "espnet2.tasks.slu:SLUTask",
-    "ssl": "espnet2.tasks.ssl:SSLTask",
-    "s2st": "espnet2.tasks.s2st:S2STTask",
-    "diar": "espnet2.tasks.diar:DiarizationTask",
-    "cls": "espnet2.tasks.cls:CLSTask",
-    "enh": "espnet2.tasks.enh:EnhancementTask",
-    "enh_s2t": "espnet2.tasks.enh_s2t:EnhS2TTask",
-    "asr_transducer": "espnet2.tasks.asr_transducer:ASRTransducerTask",
-    "lm": "espnet2.tasks.lm:LMTask",
-    "tts": "espnet2.tasks.tts:TTSTask",
-}
+# The tasks that are tried first: a YAML that several could build is usually theirs.
+USUAL_TASKS = ("asr", "s2t", "st", "mt", "slu", "ssl", "s2st", "diar", "cls", "enh", "enh_s2t")
 
 # Tokens that one task or another looks for in its list.
 SPECIAL_TOKENS = ("<unk>", "<na>", "<nospeech>", "<sop>", "<sos>", "<eos>")
@@ -77,13 +63,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "params",
         help="count the parameters of a training YAML's model by part",
         description=(
-            "Counts the parameters of an ESPnet training YAML, stock ones too: of any ESPnet2 task "
-            f"of {', '.join(TASKS)}, and of ESPnet3's ASR."
+            "Counts the parameters of an ESPnet training YAML, stock ones too: of any ESPnet2 "
+            "task, and of ESPnet3's ASR."
         ),
     )
     parser.add_argument("yaml", type=Path, metavar="YAML")
     parser.add_argument(
-        "--task", choices=TASKS, help="default: the first that can build the model, asr first"
+        "--task",
+        metavar="TASK",
+        help="module of espnet2.tasks, for example asr (default: the first that can build the "
+        "model, asr first)",
     )
     parser.add_argument(
         "--vocab-size",
@@ -103,8 +92,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Print the table; see the module."""
     config = parse(read(args.yaml), args.yaml)
-    tasks = TASKS if args.task is None else (args.task,)
-    task, model = build(config, args.yaml, tasks, args.vocab_size, args.input_size)
+    task, model = build(config, args.yaml, args.task, args.vocab_size, args.input_size)
     print(f"task {task}\n{_format(list(count(model)))}")
     return 0
 
@@ -112,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 def build(
     config: dict[str, Any],
     path: Path,
-    tasks: Iterable[str] = TASKS,
+    task: str | None = None,
     vocab_size: int | None = None,
     input_size: int | None = None,
 ) -> tuple[str, "torch.nn.Module"]:
@@ -121,7 +109,7 @@ def build(
     Args:
         config: What the YAML holds.
         path: The YAML, for messages.
-        tasks: The tasks to try, of :data:`TASKS`.
+        task: Module of ``espnet2.tasks``; None tries all of them.
         vocab_size: Number of tokens; None takes the YAML's own list or number, or 5000.
         input_size: Features a frame, without a frontend; None asks the YAML and its frontend.
 
@@ -130,34 +118,67 @@ def build(
 
     Raises:
         ConfigError: No task builds the model, for the reason that the message gives.
+        OptionError: There is no such task.
     """
     options, vocab_size = _options(config, vocab_size)
     unknown: dict[str, list[str]] = {}
     failures: dict[str, Exception] = {}
-    for name in tasks:
+    for name in _names(task):
         try:
-            task = _task(name)
+            found = _tasks(name)
         except ImportError as error:
             failures[name] = error
             continue
-        defaults = vars(task.get_parser().parse_args([]))
-        if missing := sorted(set(options) - set(defaults) - WRITTEN_BY_ESPNET):
-            unknown[name] = missing
-            continue
-        try:
-            return name, _build(task, _settings(defaults, options, vocab_size, input_size))
-        except Exception as error:
-            failures[name] = error
+        for cls in found:
+            defaults = vars(cls.get_parser().parse_args([]))
+            if missing := sorted(set(options) - set(defaults) - WRITTEN_BY_ESPNET):
+                unknown[name] = missing
+                continue
+            try:
+                return name, _build(cls, _settings(defaults, options, vocab_size, input_size))
+            except Exception as error:
+                failures[name] = error
     if failures:
-        name, cause = next(iter(failures.items()))
-        raise ConfigError(
-            path, f"cannot be built as {name}: {type(cause).__name__}: {cause}"
-        ) from cause
-    name, missing = next(iter(unknown.items()))
+        raise ConfigError(path, f"cannot be built as {_reasons(failures)}")
+    name = min(unknown, key=lambda name: len(unknown[name]))
     raise ConfigError(
         path,
-        f"is no training YAML of {', '.join(unknown)}: {name} has no option {', '.join(missing)}",
+        f"is no training YAML of {task or 'any ESPnet task'}: {name}, the nearest, has no option "
+        f"{', '.join(unknown[name])}",
     )
+
+
+def _reasons(failures: dict[str, Exception]) -> str:
+    """Say why each task failed, tasks with the same reason together."""
+    tasks: dict[str, list[str]] = {}
+    for name, error in failures.items():
+        tasks.setdefault(f"{type(error).__name__}: {error}", []).append(name)
+    return "; as ".join(f"{', '.join(names)}: {reason}" for reason, names in tasks.items())
+
+
+def _names(task: str | None) -> list[str]:
+    """Return the modules of ``espnet2.tasks`` to try, the usual ones first.
+
+    Raises:
+        OptionError: ``task`` is none of them.
+    """
+    import espnet2.tasks
+
+    names = {module.name for module in pkgutil.iter_modules(espnet2.tasks.__path__)} - {"abs_task"}
+    if task is None:
+        return [*USUAL_TASKS, *sorted(names.difference(USUAL_TASKS))]
+    if task not in names:
+        raise OptionError("--task", task, f"one of {', '.join(sorted(names))}")
+    return [task]
+
+
+def _tasks(name: str) -> list[Any]:
+    """Return the task classes of a module of ``espnet2.tasks``, most have one."""
+    from espnet2.tasks.abs_task import AbsTask
+
+    module = importlib.import_module(f"espnet2.tasks.{name}")
+    classes = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, AbsTask)]
+    return [cls for cls in classes if cls.__module__ == module.__name__]
 
 
 def _options(config: dict[str, Any], vocab_size: int | None) -> tuple[dict[str, Any], int | None]:
@@ -168,11 +189,6 @@ def _options(config: dict[str, Any], vocab_size: int | None) -> tuple[dict[str, 
     options = {name: value for name, value in model.items() if name != "vocab_size"}
     size = (config.get("tokenizer") or {}).get("vocab_size")
     return options, vocab_size or (size if isinstance(size, int) else None)
-
-
-def _task(name: str) -> Any:
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _settings(

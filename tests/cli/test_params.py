@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_bimamba import recipes
-from espnet_bimamba.cli import main
+from espnet_bimamba import recipes, registry
+from espnet_bimamba.cli import main, params
 from espnet_bimamba.cli.conf import convert
 
 CONFORMER = """\
@@ -125,16 +125,16 @@ def test_the_config_of_a_training_is_read_too(table):
         ("[]", "holds a list, not a mapping"),
         (
             "separator: rnn\nno_such_option: 1\n",
-            "no training YAML of asr, s2t, .*: asr has no option .*separator",
+            "no training YAML of any ESPnet task: .*, the nearest, has no option no_such_option$",
         ),
         (CONFORMER.replace("r: conformer", "r: conmamba"), "ValueError: --encoder must be one of"),
         (
             CONFORMER.replace("macaron_style", "macaroni"),
-            "cannot be built as asr: TypeError: .*unexpected keyword argument 'macaroni'",
+            "cannot be built as asr, s2t.*: TypeError: .*unexpected keyword argument 'macaroni'",
         ),
         (
             CONFORMER.replace("r: conformer", "r: conbimamba"),
-            "cannot be built as asr: UnusedOptionError: conbimamba has no option attention_heads",
+            "cannot be built as asr, s2t.*: UnusedOptionError: conbimamba has no option attention_heads",
         ),
     ],
 )
@@ -157,6 +157,8 @@ STOCK = Path(__file__).resolve().parents[2] / ".cache" / f"espnet-{recipes.insta
         ("egs2/mini_an4/asr2/conf/train_asr_transformer_debug.yaml", "mt"),
         ("egs2/mini_an4/enh1/conf/train_debug.yaml", "enh"),
         ("egs2/mini_an4/asr1/conf/train_lm_rnn_debug.yaml", "lm"),
+        ("egs2/espnet_tutorial/asvspoof1/conf/checkpoint1_dummy.yaml", "asvspoof"),
+        ("egs2/ljspeech/tts1/conf/train.yaml", "tts"),
     ],
 )
 def test_stock_yamls_of_other_tasks_find_theirs(capsys, yaml, task):
@@ -174,6 +176,26 @@ def test_an_espnet3_yaml_has_the_parameters_of_its_espnet2_form(capsys):
 
 def test_a_task_can_be_named(failure):
     assert "cannot be built as st: TypeError" in failure(CONFORMER, "--task", "st")
+
+
+def test_a_task_that_is_none_lists_those_that_are(failure):
+    message = failure(CONFORMER, "--task", "asrr")
+    assert "--task='asrr' is not possible: allowed is one of aqa, asr, asr_transducer" in message
+
+
+def test_every_task_that_knows_us_is_tried():
+    hosts = {name.removeprefix("espnet2.tasks.") for name in registry.HOSTS}
+    assert hosts - set(params._names(None)) == {"espnet3.systems.esp2_asr.task"}
+    assert params._names(None)[0] == "asr"
+
+
+def test_reasons_of_several_tasks_are_told_apart():
+    same = [ValueError("no decoder"), ValueError("no decoder"), TypeError("no speakers")]
+    failures = dict(zip(("asr", "st", "spk"), same, strict=True))
+    assert (
+        params._reasons(failures)
+        == "asr, st: ValueError: no decoder; as spk: TypeError: no speakers"
+    )
 
 
 def test_a_vocabulary_needs_a_positive_size(capsys):
