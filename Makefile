@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 CODE := espnet_bimamba tests egs benchmarks
 export PYTHON
 
-.PHONY: help venv recipes known-encoder demo test test-quick test-parts test-triton
+.PHONY: help venv recipes known-options demo test test-quick test-parts test-triton
 .PHONY: test-triton-quick lint bench-extra bench bench-quick clean
 
 help: ## this list
@@ -30,13 +30,14 @@ venv: ## make or update the virtual environment
 recipes: venv ## fetch the stock ESPnet recipes of the installed ESPnet, once
 	@$(PY) -m espnet_bimamba.recipes >/dev/null
 
-# Before minutes of setting up, see whether there is such an encoder.
-known-encoder:
+# Before minutes of setting up, see whether there is such an encoder and such an ESPnet.
+known-options:
+	@case '$(ESPNET)' in 2|3) ;; *) echo "no ESPNET='$(ESPNET)' here; there are 2 and 3" >&2; exit 2;; esac
 	@ls conf/mini_an4/train_asr_$(ENCODER).yaml >/dev/null 2>&1 || { \
 	    echo "no encoder '$(ENCODER)' here; there are:" >&2; \
 	    ls conf/mini_an4 | sed -n 's/^train_asr_\(.*\)\.yaml$$/    \1/p' >&2; exit 2; }
 
-demo: known-encoder recipes ## train and try an encoder on real speech in a stock recipe
+demo: known-options recipes ## train and try an encoder on real speech in a stock recipe
 	@$(PY) egs/mini_an4/demo.py --encoder '$(ENCODER)' --espnet '$(ESPNET)'
 
 test: lint recipes test-triton test-parts ## everything, recipe runs included

@@ -22,7 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=(
             "Imports every ESPnet task that can hold our encoders, which takes 10 to 20 seconds. "
             "Exit status 0: the ASR task of ESPnet's own commands knows us, and a backend runs on "
-            "the CPU."
+            "the CPU or on a GPU."
         ),
     )
     parser.set_defaults(run=run)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     checks = {
         "ESPnet's commands do not know our encoders": _report_hook(),
         "ESPnet's ASR task does not know our encoders": _report_registries(),
-        "no backend runs on the CPU": _report_backends(),
+        "no backend runs on the CPU or on a GPU": _report_backends(),
     }
     failed = [reason for reason, passed in checks.items() if not passed]
     print(f"\nNot ready: {'; '.join(failed)}." if failed else "\nReady.")
@@ -104,7 +104,7 @@ def _knows(module: object, attribute: str, name: str) -> bool:
 
 
 def _report_backends() -> bool:
-    """Return whether every operator has a backend for CPU tensors."""
+    """Return whether every operator has a backend for the tensors of one device."""
     import torch
 
     from espnet_bimamba.ops.backends import BACKENDS, OPERATORS
@@ -112,18 +112,24 @@ def _report_backends() -> bool:
     print("\nBackends")
     for operator in OPERATORS:
         for backend in BACKENDS.values():
-            reason = backend.unavailable(operator)
-            state = f"no: {reason} (remedy: {backend.install_hint})" if reason else "available"
-            _row(f"{operator}: {backend.name}", state)
+            reason, remedy = backend.unavailable(operator), backend.remedy(operator)
+            state = f"no: {reason}" if reason else "available"
+            _row(f"{operator}: {backend.name}", state + (f" (remedy: {remedy})" if remedy else ""))
 
     print("\nChosen for float32 tensors")
-    usable = [_report_choice(operator, "cpu") for operator in OPERATORS]
-    if torch.cuda.is_available():
-        _row("GPU", torch.cuda.get_device_name())
-        for operator in OPERATORS:
-            _report_choice(operator, "cuda")
-    else:
+    usable = _report_choices("cpu")
+    if not torch.cuda.is_available():
         _row("GPU", "torch sees no CUDA device")
+        return usable
+    _row("GPU", torch.cuda.get_device_name())
+    return _report_choices("cuda") or usable
+
+
+def _report_choices(device: str) -> bool:
+    """Return whether every operator has a backend on the device."""
+    from espnet_bimamba.ops.backends import OPERATORS
+
+    usable = [_report_choice(operator, device) for operator in OPERATORS]
     return all(usable)
 
 

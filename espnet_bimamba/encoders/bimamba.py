@@ -7,7 +7,7 @@ from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.legacy.nets.pytorch_backend.transformer.layer_norm import LayerNorm
 from torch import Tensor, nn
 
-from espnet_bimamba.encoders.host import LayerStackHost
+from espnet_bimamba.encoders.host import LayerStackHost, check_flag
 from espnet_bimamba.encoders.options import FEED_FORWARD
 from espnet_bimamba.errors import UnusedOptionError
 
@@ -74,6 +74,8 @@ class BiMambaEncoder(LayerStackHost, TransformerEncoder):
     def __init__(
         self, input_size: int, residual: bool = True, ffn: bool = False, **options: Any
     ) -> None:
+        check_flag("residual", residual)
+        check_flag("ffn", ffn)
         if not ffn:
             _refuse_feed_forward(options)
         super().__init__(input_size, **options)

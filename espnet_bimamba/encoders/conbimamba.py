@@ -6,9 +6,11 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
 from espnet_bimamba.encoders.host import (
     LayerStackHost,
+    check_flag,
     check_real_frames_only,
     count_real_frames_only,
 )
+from espnet_bimamba.errors import OptionError
 
 
 class ConBiMambaEncoder(LayerStackHost, ConformerEncoder):
@@ -32,6 +34,14 @@ class ConBiMambaEncoder(LayerStackHost, ConformerEncoder):
     }
 
     def __init__(self, input_size: int, mask_batch_norm: bool = False, **options: Any) -> None:
+        check_flag("mask_batch_norm", mask_batch_norm)
+        if mask_batch_norm and not options.get("use_cnn_module", True):
+            raise OptionError(
+                "mask_batch_norm",
+                mask_batch_norm,
+                "false with use_cnn_module: false",
+                "Only the convolution module has a batch norm.",
+            )
         super().__init__(input_size, **options)
         self.mask_batch_norm = mask_batch_norm
         if mask_batch_norm:

@@ -17,9 +17,9 @@ from espnet_bimamba.encoders.stack import (
     mask_convolutions,
 )
 from espnet_bimamba.encoders.subsampling import SubsamplingConvolutions, subsample_in_pieces
-from espnet_bimamba.errors import LengthsError, OptionError, UnusedOptionError
+from espnet_bimamba.errors import LengthsError, OptionError, ShapeError, UnusedOptionError
 from espnet_bimamba.layers import MixerAttention, build_mixer
-from espnet_bimamba.ops.lengths import padding_mask
+from espnet_bimamba.ops.lengths import check_lengths_kind, padding_mask
 
 
 def _signature(cls: type) -> inspect.Signature:
@@ -145,10 +145,13 @@ class MixerHost(AbsEncoder):
 
         Raises:
             TooShortUttError: The input is too short for the subsampling.
-            LengthsError: An utterance is longer than the batch, or there is none.
+            LengthsError: ``ilens`` does not describe the batch, or there is no utterance.
+            ShapeError: ``masks`` is not true past each utterance's end only.
         """
         if masks is None:
             masks = _padding(xs_pad, ilens)
+        else:
+            _check_padding(masks, xs_pad)
         if xs_pad.is_floating_point():
             xs_pad = xs_pad.masked_fill(masks[..., None], 0)
         out, olens, states = super().forward(xs_pad, ilens, prev_states, masks, *args, **kwargs)
@@ -224,6 +227,16 @@ def check_real_frames_only(encoder: MixerHost) -> None:
             )
 
 
+def check_flag(option: str, value: object) -> None:
+    """Refuse what is neither true nor false: "no" in quotes would be taken for true.
+
+    Raises:
+        OptionError: ``value`` is no bool.
+    """
+    if type(value) is not bool:
+        raise OptionError(option, value, "true or false")
+
+
 def _layer_indices(layers: object, blocks: int) -> set[int]:
     """Return what ``gradient_checkpoint_layers`` lists.
 
@@ -244,19 +257,38 @@ def _layer_indices(layers: object, blocks: int) -> set[int]:
 
 def _padding(xs_pad: Tensor, ilens: Tensor) -> Tensor:
     """Return ``(batch, length)``, true past each utterance's end."""
-    length = xs_pad.shape[1]
-    fits = ilens.shape == xs_pad.shape[:1] and xs_pad.shape[0] > 0
-    if fits and torch.compiler.is_compiling():
+    batch, length = xs_pad.shape[:2]
+    check_lengths_kind("ilens", ilens, batch)
+    if batch and torch.compiler.is_compiling():
         # Tracing cannot branch on values: the graph checks them when it runs.
         in_range = ((ilens >= 0) & (ilens <= length)).all()
         torch._assert_async(in_range, "ilens must be from 0 to the batch's frames")
-    elif not fits or int(ilens.min()) < 0 or int(ilens.max()) > length:
+    elif not batch or int(ilens.min()) < 0 or int(ilens.max()) > length:
         raise LengthsError(
-            f"ilens must hold {xs_pad.shape[0]} lengths from 0 to {length} frames, for at least "
+            f"ilens must hold {batch} lengths from 0 to {length} frames, for at least "
             f"one utterance, got {ilens.tolist()}"
         )
     # Not by ESPnet's make_pad_mask, whose memory grows with the square of the length.
     return padding_mask(ilens.to(xs_pad.device), length)
+
+
+def _check_padding(masks: Tensor, xs_pad: Tensor) -> None:
+    """Refuse a mask that is true anywhere but past each utterance's end.
+
+    Raises:
+        ShapeError: It is of another shape or dtype, or has a frame behind a masked one.
+    """
+    if masks.shape != xs_pad.shape[:2] or masks.dtype != torch.bool:
+        raise ShapeError(
+            f"masks must be (batch, length) = {tuple(xs_pad.shape[:2])} of torch.bool, "
+            f"got {tuple(masks.shape)} of {masks.dtype}"
+        )
+    at_the_end = (masks[:, :-1] <= masks[:, 1:]).all()
+    message = "masks must be true past each utterance's end only: a mixer knows lengths"
+    if masks.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(at_the_end, message)
+    elif not at_the_end:
+        raise ShapeError(message)
 
 
 def _zero_past(x: Tensor, olens: Tensor) -> Tensor:

@@ -9,31 +9,38 @@ _NO_POSITIONS = (
     "no mixer reads relative positions; remove the line, or write pos_enc_layer_type: abs_pos"
 )
 
+# Of all stock encoders: who turns a Conformer's YAML into a Transformer's is told as clearly.
 _ATTENTION: dict[str, str] = dict.fromkeys(
-    ("attention_heads", "attention_dropout_rate", "qk_norm", "use_flash_attn", "use_sdpa"),
+    (
+        "attention_heads",
+        "attention_dropout_rate",
+        "attention_layer_type",
+        "selfattention_layer_type",
+        "qk_norm",
+        "use_flash_attn",
+        "use_sdpa",
+        "zero_triu",
+    ),
     _NO_ATTENTION,
-)
+) | {
+    "rel_pos_type": _NO_POSITIONS,
+    "max_pos_emb_len": "the table of absolute positions grows by itself; remove the line",
+}
+_POSITION_CLASS = {
+    "pos_enc_class": "write pos_enc_layer_type: none, abs_pos or scaled_abs_pos instead"
+}
 
 REFUSED: dict[str, dict[str, str]] = {
     "conbimamba": _ATTENTION
     | {
-        "selfattention_layer_type": _NO_ATTENTION,
-        "zero_triu": _NO_ATTENTION,
-        "rel_pos_type": _NO_POSITIONS,
         "ctc_trim": "it shortens the sequence together with its relative positions, which no "
         "mixer reads; remove the line",
     },
-    "transbimamba": _ATTENTION
-    | {"pos_enc_class": "write pos_enc_layer_type: none, abs_pos or scaled_abs_pos instead"},
-    "e_branchbimamba": _ATTENTION
-    | {
-        "attention_layer_type": _NO_ATTENTION,
-        "zero_triu": _NO_ATTENTION,
-        "rel_pos_type": _NO_POSITIONS,
-    },
+    "transbimamba": _ATTENTION | _POSITION_CLASS,
+    "e_branchbimamba": _ATTENTION,
     "bimamba": _ATTENTION
+    | _POSITION_CLASS
     | {
-        "pos_enc_class": "write pos_enc_layer_type: none, abs_pos or scaled_abs_pos instead",
         "normalize_before": "its blocks are pre-norm, as the paper's Algorithms 1 and 2; "
         "remove the line",
         "concat_after": "it joins attention's input and output; remove the line",

@@ -54,7 +54,7 @@ class Backend:
 
     Attributes:
         name: Name of its file in each operator's folder.
-        probe: Says in words why the backend cannot run on this machine, or None. Cheap: it
+        probe: Says in words what the backend needs and is not installed, or None. Cheap: it
             imports nothing heavy.
         supports: Says in words why the backend cannot serve a call, or None.
         install_hint: What to do to have the backend.
@@ -72,7 +72,18 @@ class Backend:
 
     def unavailable(self, operator: str) -> str | None:
         """Why ``operator`` cannot run on this machine with this backend, or None if it can."""
-        return self.probe() or _import_failure(operator, self.name)
+        return self.probe() or self._no_device() or _import_failure(operator, self.name)
+
+    def remedy(self, operator: str) -> str | None:
+        """What to install to have ``operator``, or None where no installation helps."""
+        absent = self.probe() or (not self._no_device() and _import_failure(operator, self.name))
+        return self.install_hint if absent else None
+
+    def _no_device(self) -> str | None:
+        devices = self.devices + self.devices_by_name()
+        if not devices or "cpu" in devices or torch.cuda.is_available():
+            return None
+        return "no CUDA device is visible to torch"
 
     def rejects(self, call: Call, *, by_name: bool = False) -> str | None:
         """Why this backend cannot serve ``call``, or None if it can.
@@ -127,7 +138,7 @@ def _probe_mamba_ssm() -> str | None:
     # With one of the two its operator is served; importing the other's file says what it lacks.
     if _missing("mamba_ssm") and _missing("causal_conv1d"):
         return _missing("mamba_ssm", "causal_conv1d")
-    return None if torch.cuda.is_available() else "no CUDA device is visible to torch"
+    return None
 
 
 def _mamba_ssm_supports(call: Call) -> str | None:
@@ -148,14 +159,6 @@ def _triton_interprets() -> bool:
     # Triton's own variable: kernels run on the CPU, operation by operation in NumPy. That is to
     # test them, hundreds of times slower than any other backend.
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _probe_triton() -> str | None:
-    if missing := _missing("triton"):
-        return missing
-    if torch.cuda.is_available() or _triton_interprets():
-        return None
-    return "no CUDA device is visible to torch"
 
 
 def _triton_supports(call: Call) -> str | None:
@@ -181,7 +184,7 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend(
             name="triton",
-            probe=_probe_triton,
+            probe=functools.partial(_missing, "triton"),
             supports=_triton_supports,
             install_hint="pip install triton, which torch's CUDA wheel for Linux brings",
             devices=("cuda",),
@@ -229,10 +232,10 @@ def _named(option: str, name: str, call: Call) -> Backend:
         raise OptionError(option, name, f"one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
     if reason := backend.rejects(call, by_name=True):
-        others = [other.name for other in BACKENDS.values() if not other.rejects(call)]
-        raise BackendError(
-            name, reason, f"Remedy: {backend.install_hint}; or choose {' or '.join(others)}."
-        )
+        others = " or ".join(other.name for other in BACKENDS.values() if not other.rejects(call))
+        hint = backend.remedy(call.operator)
+        remedy = f"Remedy: {hint}; or choose {others}." if hint else f"Choose {others}."
+        raise BackendError(name, reason, remedy)
     return backend
 
 
@@ -258,7 +261,8 @@ def _log(call: Call, choice: Choice) -> None:
     why = "; ".join(f"{name}: {reason}" for name, reason in choice.rejected.items())
     message = f"{call.operator} on {call.device} runs with backend {choice.backend.name!r}"
     if slow:
-        hints = [b.install_hint for b in BACKENDS.values() if call.device in b.devices]
+        fast = [b for b in BACKENDS.values() if call.device in b.devices]
+        hints = [hint for b in fast if (hint := b.remedy(call.operator))]
         message += ", which is slow"
         message += f". To have a fast one: {' or '.join(hints)}" if hints else ""
     _log_once(logging.WARNING if slow else logging.INFO, f"{message} ({why or 'first choice'})")

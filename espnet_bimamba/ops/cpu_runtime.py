@@ -80,16 +80,30 @@ class Kernel:
             _logger.info("%s: compiled for this machine in %.1f s", name, seconds)
 
     def _jit(self, cache: bool) -> Any:
-        if cache and not config.CACHE_DIR:
-            # Numba's default is beside the source, where `pip uninstall` would leave it.
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-            with _numba_cache_in(folder / "espnet-bimamba" / _fingerprint()):
-                return self._dispatcher(cache)
-        return self._dispatcher(cache)
+        if not cache:
+            return self._dispatcher(cache)
+        # Numba's own choice, beside the source, is what `pip uninstall` would leave behind. It
+        # also is what Numba turns to where it cannot write to the folder that it is given.
+        folder = Path(config.CACHE_DIR or _own_cache())
+        _check_writable(folder)
+        with _numba_cache_in(folder):
+            return self._dispatcher(cache)
 
     def _dispatcher(self, cache: bool) -> Any:
         # No fastmath: it would mark the sums in `cpu_lanes` that must not be simplified, too.
         return njit(nogil=True, cache=cache, error_model="numpy")(self._function)
+
+
+def _own_cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return folder / "espnet-bimamba" / _fingerprint()
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise OSError unless files can be made in ``folder``, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @functools.cache
@@ -102,11 +116,12 @@ def _fingerprint() -> str:
 @contextlib.contextmanager
 def _numba_cache_in(folder: Path) -> Iterator[None]:
     """Let Numba choose ``folder`` for what is declared within; read when a kernel is declared."""
+    before = config.CACHE_DIR
     config.CACHE_DIR = str(folder)
     try:
         yield
     finally:
-        config.CACHE_DIR = ""
+        config.CACHE_DIR = before
 
 
 @contextlib.contextmanager

@@ -31,15 +31,7 @@ def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device
         LengthsError: ``lengths`` is no tensor, has another shape than ``(B,)``, is not of an
             integer dtype, or holds a value outside ``0 .. L``.
     """
-    if not isinstance(lengths, Tensor):
-        raise LengthsError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
-    if lengths.dtype not in _INTEGER_DTYPES:
-        raise LengthsError(f"lengths must be int16, int32 or int64, got {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise LengthsError(
-            f"lengths must have shape ({batch},), one for each sequence of the batch, "
-            f"got {tuple(lengths.shape)}"
-        )
+    check_lengths_kind("lengths", lengths, batch)
     lengths = lengths.to(device=device, dtype=torch.int64)
     in_range = ((lengths >= 0) & (lengths <= length)).all()
     if torch.compiler.is_compiling():
@@ -53,6 +45,29 @@ def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device
             f"got {lengths.tolist()}"
         )
     return lengths
+
+
+def check_lengths_kind(name: str, lengths: Tensor, batch: int) -> None:
+    """Check what of ``lengths`` needs no look at its values.
+
+    Args:
+        name: What the caller knows them as.
+        lengths: ``(B,)``, integer.
+        batch: ``B`` of the tensor that ``lengths`` describes.
+
+    Raises:
+        LengthsError: ``lengths`` is no tensor, has another shape than ``(B,)``, or is not of an
+            integer dtype.
+    """
+    if not isinstance(lengths, Tensor):
+        raise LengthsError(f"{name} must be a tensor of integers, got {type(lengths).__name__}")
+    if lengths.dtype not in _INTEGER_DTYPES:
+        raise LengthsError(f"{name} must be int16, int32 or int64, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise LengthsError(
+            f"{name} must have shape ({batch},), one for each sequence of the batch, "
+            f"got {tuple(lengths.shape)}"
+        )
 
 
 def padding_mask(lengths: Tensor, length: int) -> Tensor:

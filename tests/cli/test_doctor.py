@@ -70,10 +70,24 @@ def test_a_backend_that_is_out_says_why_and_what_to_do(report, monkeypatch):
 
 def test_without_any_backend_it_is_not_ready(report, monkeypatch, capsys):
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "mamba_ssm")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "backend 'mamba_ssm' cannot serve" in out
-    assert out.endswith("Not ready: no backend runs on the CPU.\n")
+    assert out.endswith("Not ready: no backend runs on the CPU or on a GPU.\n")
+
+
+def test_a_backend_forced_for_the_gpu_alone_is_ready(report, monkeypatch):
+    fused = backends.Backend("mamba_ssm", lambda: None, lambda _: None, "build it", ("cuda",))
+    monkeypatch.setitem(backends.BACKENDS, "mamba_ssm", fused)
+    monkeypatch.setattr(backends, "_import_failure", lambda operator, name: None)
+    monkeypatch.setattr(backends.Backend, "function", lambda self, operator: report)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "mamba_ssm")
+    status, rows = report()
+    assert status == 0
+    assert "it serves cuda tensors, these are on cpu" in rows["selective_scan on cpu"]
 
 
 def test_a_forced_backend_is_said_to_be_forced(report, monkeypatch):

@@ -134,7 +134,7 @@ def test_the_config_of_a_training_is_read_too(table):
         ),
         (
             CONFORMER.replace("r: conformer", "r: conbimamba"),
-            "cannot be built as asr, s2t.*: UnusedOptionError: conbimamba has no option attention_heads",
+            "built as asr, s2t.*: UnusedOptionError: conbimamba has no option attention_heads",
         ),
     ],
 )

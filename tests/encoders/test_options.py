@@ -8,7 +8,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShort
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_bimamba.encoders.options import REFUSED, REFUSED_POSITIONS
-from espnet_bimamba.errors import LengthsError, OptionError, UnusedOptionError
+from espnet_bimamba.errors import LengthsError, OptionError, ShapeError, UnusedOptionError
 from espnet_bimamba.registry import ENCODERS as REGISTERED
 from tests.encoders.zoo import COMMON, ENCODERS, FEATURES, build, every_encoder, inputs
 
@@ -62,7 +62,8 @@ EVERY_REFUSED = [(name, key) for name in ENCODERS for key in REFUSED[name]]
 
 @pytest.mark.parametrize(("name", "key"), EVERY_REFUSED, ids=[f"{n}-{k}" for n, k in EVERY_REFUSED])
 def test_a_key_that_means_nothing_is_refused_by_name(name, key):
-    default = inspect.signature(ENCODERS[name].stock).parameters[key].default
+    parameters = inspect.signature(ENCODERS[name].stock).parameters
+    default = parameters[key].default if key in parameters else "of another encoder"
     with pytest.raises(UnusedOptionError) as error:
         build(name, **{key: default})
     assert (
@@ -109,6 +110,22 @@ def test_a_bad_value_is_refused_by_option_value_and_remedy(name, option):
     with pytest.raises(OptionError) as error:
         build(name, **{option: value})
     assert str(error.value) == f"{option}={value!r} is not possible: allowed is {allowed}."
+
+
+FLAGS = [("conbimamba", "mask_batch_norm"), ("bimamba", "residual"), ("bimamba", "ffn")]
+
+
+@pytest.mark.parametrize(("name", "option"), FLAGS)
+@pytest.mark.parametrize("value", ["no", "false", 0, None], ids=repr)
+def test_a_flag_is_true_or_false(name, option, value):
+    with pytest.raises(OptionError) as error:
+        build(name, **{option: value})
+    assert str(error.value) == f"{option}={value!r} is not possible: allowed is true or false."
+
+
+def test_without_batch_norm_there_is_none_to_mask():
+    with pytest.raises(OptionError, match="allowed is false with use_cnn_module: false"):
+        build("conbimamba", mask_batch_norm=True, use_cnn_module=False)
 
 
 @every_encoder
@@ -178,8 +195,6 @@ def test_a_batch_too_short_for_the_subsampling_raises_espnets_error(name, input_
 BAD_LENGTHS = {
     "too_long": [31, 5],
     "negative": [30, -5],
-    "too_many": [30, 5, 5],
-    "two_dimensions": [[30], [5]],
 }
 
 
@@ -189,6 +204,57 @@ def test_lengths_that_do_not_describe_the_batch_are_refused(name, lengths):
     with pytest.raises(LengthsError, match="2 lengths from 0 to 30 frames") as error:
         build(name)(inputs(2, 30, FEATURES), torch.tensor(lengths))
     assert str(lengths) in str(error.value)
+
+
+LENGTHS_OF_ANOTHER_KIND = {
+    "list": ([30, 20], "ilens must be a tensor of integers, got list"),
+    "none": (None, "ilens must be a tensor of integers, got NoneType"),
+    "float": (torch.tensor([30.0, 20.5]), "ilens must be int16, int32 or int64, got torch.float32"),
+    "bool": (torch.tensor([True, False]), "ilens must be int16, int32 or int64, got torch.bool"),
+    "size": (torch.tensor([30, 20, 10]), r"ilens must have shape \(2,\), .* got \(3,\)"),
+    "two_dimensions": (torch.tensor([[30], [5]]), r"ilens must have shape \(2,\), .* \(2, 1\)"),
+}
+
+
+@every_encoder
+@pytest.mark.parametrize(
+    ("lengths", "message"), LENGTHS_OF_ANOTHER_KIND.values(), ids=LENGTHS_OF_ANOTHER_KIND
+)
+def test_lengths_of_another_kind_are_refused(name, lengths, message):
+    with pytest.raises(LengthsError, match=message):
+        build(name)(inputs(2, 30, FEATURES), lengths)
+
+
+def mask_of(*lengths):
+    return torch.arange(30) >= torch.tensor(lengths)[:, None]
+
+
+@every_encoder
+def test_a_mask_in_place_of_lengths_gives_the_same(name):
+    encoder, x, lengths = build(name).eval(), inputs(2, 30, FEATURES), torch.tensor([30, 17])
+    expected, _, _ = encoder(x, lengths)
+    actual, _, _ = encoder(x, lengths, masks=mask_of(30, 17))
+    assert torch.equal(actual, expected)
+
+
+def hole(masks):
+    masks[1, 4:9] = True
+    return masks
+
+
+BAD_MASKS = {
+    "hole": (hole(mask_of(30, 17)), "true past each utterance's end only"),
+    "inverted": (~mask_of(30, 17), "true past each utterance's end only"),
+    "shape": (mask_of(30, 17)[:, None], r"must be \(batch, length\) = \(2, 30\) of torch.bool"),
+    "dtype": (mask_of(30, 17).long(), r"got \(2, 30\) of torch.int64"),
+}
+
+
+@every_encoder
+@pytest.mark.parametrize(("masks", "message"), BAD_MASKS.values(), ids=BAD_MASKS)
+def test_a_mask_that_is_no_padding_is_refused(name, masks, message):
+    with pytest.raises(ShapeError, match=message):
+        build(name)(inputs(2, 30, FEATURES), torch.tensor([30, 17]), masks=masks)
 
 
 @every_encoder

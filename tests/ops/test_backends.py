@@ -35,6 +35,7 @@ def table(monkeypatch):
         entries = {entry.name: entry for entry in (*entries, reference)}
         monkeypatch.setattr(backends, "BACKENDS", entries)
         monkeypatch.setattr(backends, "_import_failure", lambda operator, name: None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     yield replace
     for function in (backends.choose, backends._named, backends._log_once):
@@ -95,6 +96,19 @@ def test_an_explicit_backend_never_falls_back(table):
         "backend 'fast' cannot serve: not installed: fast. "
         "Remedy: install fast; or choose reference."
     )
+
+
+def test_no_installation_is_named_where_none_would_help(table, monkeypatch):
+    table(fake("fast"), fake("absent", why_not="not installed: absent"))
+    for call, name, end in (
+        (Call("selective_scan", "cpu"), "fast", "on cpu. Choose reference."),
+        (CUDA, "fast", "no CUDA device is visible to torch. Choose reference."),
+        (CUDA, "absent", "not installed: absent. Remedy: install absent; or choose reference."),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda call=call: False)
+        with pytest.raises(BackendError) as caught:
+            backends.resolve(call, name)
+        assert str(caught.value).endswith(end)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

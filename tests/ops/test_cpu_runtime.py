@@ -187,8 +187,9 @@ print(x.tolist())
 """
 
 
-def log_of_first_use(folder, sabotage=""):
+def log_of_first_use(folder, sabotage="", **environment):
     """Run a small kernel in a new process, with its cache in ``folder``; return what it logs."""
+    environment = environment or {"NUMBA_CACHE_DIR": str(folder / "cache")}
     if not (folder / "kernel.py").exists():  # Numba compares when it was written
         (folder / "kernel.py").write_text(KERNEL)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -196,7 +197,7 @@ def log_of_first_use(folder, sabotage=""):
         [sys.executable, "-c", SCRIPT.format(sabotage=sabotage)],
         capture_output=True,
         text=True,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": path},
+        env=os.environ | environment | {"PYTHONPATH": path},
         check=True,
     )
     assert run.stdout == "[0.0, 1.0, 1.0, 0.0]\n"
@@ -209,12 +210,21 @@ def log_of_first_use(folder, sabotage=""):
         ("caching.CacheImpl._locator_classes = []", "no locator available"),
         ("caching.IndexDataCacheFile._save_index = no_space", "No space left on device"),
     ],
-    ids=["no_folder", "full_disk"],
+    ids=["no_locator", "full_disk"],
 )
-def test_a_cache_that_cannot_be_written_is_survived(tmp_path, sabotage, reason):
+def test_a_cache_that_numba_cannot_write_is_survived(tmp_path, sabotage, reason):
     log = log_of_first_use(tmp_path, sabotage)
     assert "no cache of compiled code on disk" in log
     assert reason in log
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
+def test_without_a_folder_to_write_to_nothing_is_left_beside_the_source(tmp_path, variable):
+    (tmp_path / "file").touch()  # not even root makes a folder below it
+    log = log_of_first_use(tmp_path, **{variable: str(tmp_path / "file" / "cache")})
+    assert "no cache of compiled code on disk" in log
+    assert "Not a directory" in log
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
 
 
 def test_compiled_code_is_found_again_and_a_truncated_cache_is_survived(tmp_path):
