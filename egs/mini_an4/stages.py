@@ -126,7 +126,7 @@ def epochs_of(folder: Path, pattern: str, line: re.Pattern[str], text: str) -> I
 
     def follow() -> None:
         said = list(already)
-        while not stop.wait(1.0):
+        while not stop.wait(0.2):
             for match in _matches(folder, pattern, line):
                 if match not in said:
                     said.append(match)
