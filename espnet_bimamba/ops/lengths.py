@@ -1,12 +1,14 @@
-"""Per-sequence lengths: checking them, masking by them and reversing within them.
+"""Per-sequence lengths and directions: checking them, masking and reversing by them.
 
 Shapes: ``B`` batch, ``L`` frames of the padded batch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from espnet_bimamba.errors import LengthsError
+from espnet_bimamba.errors import LengthsError, ShapeError
 
 _INTEGER_DTYPES = (torch.int16, torch.int32, torch.int64)
 
@@ -70,6 +72,24 @@ def check_lengths_kind(name: str, lengths: Tensor, batch: int) -> None:
         )
 
 
+def check_halves(name: str, x: Tensor, bidirectional: bool) -> None:
+    """Refuse an odd number of channels where either half of them has a direction of its own.
+
+    Args:
+        name: What the caller knows ``x`` as.
+        x: ``(B, channels, L)``.
+        bidirectional: Whether there are two directions.
+
+    Raises:
+        ShapeError: The channels have no halves.
+    """
+    if bidirectional and x.shape[1] % 2:
+        raise ShapeError(
+            f"with bidirectional=True {name} must have an even number of channels, a half for "
+            f"each direction, got {x.shape[1]}"
+        )
+
+
 def padding_mask(lengths: Tensor, length: int) -> Tensor:
     """Return a ``(B, L)`` bool tensor that is True past each sequence's end."""
     return torch.arange(length, device=lengths.device) >= lengths[:, None]
@@ -97,6 +117,29 @@ def reverse_by_length(x: Tensor, lengths: Tensor | None) -> Tensor:
     mirrored = lengths[:, None] - 1 - frames
     source = torch.where(mirrored >= 0, mirrored, frames)
     return x.gather(-1, _over_middle(source, x).expand(x.shape))
+
+
+def turn(x: Tensor, lengths: Tensor | None, reverse: bool, bidirectional: bool) -> Tensor:
+    """Reverse those channels of ``x`` (B, channels, ..., L) that run backwards, within each length.
+
+    With ``bidirectional`` the second half of them runs against the first, else all run alike. The
+    function is its own inverse.
+    """
+    if bidirectional:
+        first, second = x.tensor_split(2, dim=1)
+        turned = turn(first, lengths, reverse, False), turn(second, lengths, not reverse, False)
+        return torch.cat(turned, dim=1)
+    return reverse_by_length(x, lengths) if reverse else x
+
+
+def halves(**tensors: tuple[Tensor | None, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split tensors in two, each along its axis of channels; an absent one is absent in both."""
+    split = {
+        name: (None, None) if x is None else x.tensor_split(2, axis)
+        for name, (x, axis) in tensors.items()
+    }
+    first, second = ({name: pair[half] for name, pair in split.items()} for half in (0, 1))
+    return first, second
 
 
 def _over_middle(frames: Tensor, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class ScanCase:
     options: tuple[str, ...] = ()
     lengths: tuple[int, ...] | None = None
     reverse: bool = False
+    bidirectional: bool = False
     B: str = "time"
     C: str = "time"
     groups: int = 1
@@ -28,6 +29,7 @@ class ScanCase:
         words = [f"B{self.batch}-D{self.dim}-T{self.length}-N{self.state}", *self.options]
         words += [f"B_{self.B}"] * (self.B != "time") + [f"C_{self.C}"] * (self.C != "time")
         words += ["lengths"] * (self.lengths is not None) + ["reverse"] * self.reverse
+        words += ["bidirectional"] * self.bidirectional
         words += [f"groups{self.groups}"] * (self.groups > 1)
         words += [self.layout.replace(" ", "_")] * (self.layout != "time last")
         return "-".join(words)
@@ -72,6 +74,7 @@ class ScanCase:
         return {
             "delta_softplus": "softplus" in self.options,
             "reverse": self.reverse,
+            "bidirectional": self.bidirectional,
             "lengths": lengths,
         }
 
@@ -102,6 +105,16 @@ SCAN_CASES = [
     ScanCase(options=ALL, layout="held", lengths=(63, 7)),
     ScanCase(dim=12, groups=3, options=ALL, layout="sliced"),
     ScanCase(dim=12, groups=3, options=ALL, layout="held", reverse=True),
+    ScanCase(dim=18, options=ALL, bidirectional=True),
+    ScanCase(dim=18, length=151, options=ALL, bidirectional=True, lengths=(129, 65)),
+    ScanCase(dim=18, options=ALL, bidirectional=True, reverse=True, lengths=(0, 63)),
+    *(ScanCase(dim=dim, length=9, options=ALL, bidirectional=True) for dim in (2, 130)),
+    ScanCase(dim=260, length=5, groups=2, options=ALL, bidirectional=True),
+    # The middle one of three groups has channels of both directions.
+    ScanCase(dim=12, groups=3, options=ALL, bidirectional=True, lengths=(63, 40)),
+    ScanCase(dim=12, groups=4, B="constant", options=ALL, bidirectional=True),
+    ScanCase(dim=12, C="constant", options=("z",), bidirectional=True, reverse=True),
+    ScanCase(dim=12, groups=2, options=ALL, bidirectional=True, layout="sliced", lengths=(63, 7)),
 ]
 
 
@@ -116,6 +129,7 @@ class ConvCase:
     options: tuple[str, ...] = ()
     lengths: tuple[int, ...] | None = None
     reverse: bool = False
+    bidirectional: bool = False
     activation: str | None = None
     layout: str = "time last"
 
@@ -123,6 +137,7 @@ class ConvCase:
     def id(self) -> str:
         words = [f"B{self.batch}-D{self.dim}-T{self.length}-W{self.width}", *self.options]
         words += ["lengths"] * (self.lengths is not None) + ["reverse"] * self.reverse
+        words += ["bidirectional"] * self.bidirectional
         words += [str(self.activation)] * (self.activation is not None)
         words += [self.layout.replace(" ", "_")] * (self.layout != "time last")
         return "-".join(words)
@@ -143,7 +158,12 @@ class ConvCase:
 
     def keywords(self) -> dict[str, object]:
         lengths = None if self.lengths is None else torch.tensor(self.lengths)
-        return {"activation": self.activation, "reverse": self.reverse, "lengths": lengths}
+        return {
+            "activation": self.activation,
+            "reverse": self.reverse,
+            "bidirectional": self.bidirectional,
+            "lengths": lengths,
+        }
 
 
 BOTH = ("bias", "initial_states")
@@ -164,6 +184,22 @@ CONV_CASES = [
     ConvCase(options=BOTH, activation="silu", layout="sliced", reverse=True, lengths=(63, 7)),
     ConvCase(options=BOTH, activation="silu", layout="one row"),
     ConvCase(options=BOTH, activation="silu", layout="held"),
+    ConvCase(dim=18, options=BOTH, activation="silu", bidirectional=True),
+    ConvCase(dim=18, options=BOTH, bidirectional=True, lengths=(63, 40)),
+    ConvCase(dim=18, options=("bias",), bidirectional=True, reverse=True, lengths=(0, 2)),
+    *(
+        ConvCase(dim=dim, length=9, options=BOTH, activation="silu", bidirectional=True)
+        for dim in (2, 130, 256)
+    ),
+    ConvCase(dim=18, width=1, length=9, options=BOTH, bidirectional=True),
+    ConvCase(
+        dim=18,
+        options=BOTH,
+        activation="silu",
+        bidirectional=True,
+        layout="sliced",
+        lengths=(63, 7),
+    ),
 ]
 
 
@@ -193,6 +229,14 @@ def _laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "held":
         return x[..., :1].expand_as(x)
     return x
+
+
+DIRECTIONS = {
+    "forward": {},
+    "reverse": {"reverse": True},
+    "bidirectional": {"bidirectional": True, "dim": 18},
+}
+every_direction = pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
 
 
 def parametrize(cases: list) -> pytest.MarkDecorator:

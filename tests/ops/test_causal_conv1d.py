@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from espnet_bimamba.errors import LengthsError, OptionError, ShapeError
 from espnet_bimamba.ops import causal_conv1d
 from tests.conftest import most_precise, skip_unless_served
-from tests.ops.cases import BOTH, CONV_CASES, ConvCase, laid_out, parametrize
+from tests.ops.cases import BOTH, CONV_CASES, ConvCase, every_direction, laid_out, parametrize
 from tests.tolerances import assert_close
 
 INPUTS = ("x", "initial_states")
@@ -49,6 +49,22 @@ def conv_with_gradients(
 
 def conv_by_definition(x, weight, bias=None, initial_states=None, **options):
     """Row by row through F.conv1d with the history in front, flipped where time runs back."""
+    if options["bidirectional"]:
+        half = x.shape[1] // 2
+        ahead, back = (
+            conv_by_definition(
+                x[:, channels],
+                weight[channels],
+                None if bias is None else bias[channels],
+                None if initial_states is None else initial_states[:, channels],
+                **options | {"bidirectional": False, "reverse": reverse},
+            )
+            for channels, reverse in (
+                (slice(half), options["reverse"]),
+                (slice(half, None), not options["reverse"]),
+            )
+        )
+        return torch.cat([ahead, back], 1)
     width = weight.shape[1]
     out = torch.zeros_like(x)
     for row in range(len(x)):
@@ -100,14 +116,13 @@ def test_matches_the_definition_in_float64(backend, device, case, dtype, poisone
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@every_direction
 @pytest.mark.parametrize("lengths", [None, (6, 2)], ids=["whole", "lengths"])
 @pytest.mark.parametrize("options", [(), BOTH], ids=["bare", "full"])
-def test_gradcheck_over_every_argument(backend, options, lengths, reverse, activation):
+def test_gradcheck_over_every_argument(backend, options, lengths, direction, activation):
     skip_unless_served(backend, torch.float64)
-    case = ConvCase(
-        dim=3, length=6, options=options, lengths=lengths, reverse=reverse, activation=activation
-    )
+    size = {"dim": 4 if "bidirectional" in direction else 3, "length": 6}
+    case = ConvCase(options=options, lengths=lengths, activation=activation, **(direction | size))
     tensors, keywords = case.tensors(), case.keywords()
     leaves = [tensor.requires_grad_() for tensor in tensors.values()]
 
@@ -118,12 +133,12 @@ def test_gradcheck_over_every_argument(backend, options, lengths, reverse, activ
     assert torch.autograd.gradcheck(call, leaves, eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@every_direction
 @pytest.mark.parametrize("padding", [float("nan"), float("inf"), 1e30], ids=str)
-def test_alone_equals_batched_whatever_the_padding_holds(backend, padding, reverse):
+def test_alone_equals_batched_whatever_the_padding_holds(backend, padding, direction):
     lengths = (31, 20, 0)
     case = ConvCase(
-        batch=3, length=31, options=("bias",), reverse=reverse, lengths=lengths, activation="silu"
+        batch=3, length=31, options=("bias",), lengths=lengths, activation="silu", **direction
     )
     tensors, keywords = case.tensors(), case.keywords()
     for row, end in enumerate(lengths):
@@ -142,8 +157,7 @@ def test_alone_equals_batched_whatever_the_padding_holds(backend, padding, rever
             x,
             tensors["weight"].float(),
             tensors["bias"].float(),
-            activation="silu",
-            reverse=reverse,
+            **(keywords | {"lengths": None}),
             backend=backend,
         )
         assert_close("alone", alone, expected[0][row : row + 1, :, :end], torch.float32, "output")
@@ -164,13 +178,14 @@ def test_a_sequence_in_two_parts_gives_what_the_whole_gives(backend, cut):
     assert torch.equal(states, last)
 
 
+@every_direction
 @pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)], ids=["no_rows", "no_frames"])
-def test_empty_input(backend, batch, length):
-    case = ConvCase(batch=batch, length=length, options=BOTH, activation="silu")
+def test_empty_input(backend, batch, length, direction):
+    case = ConvCase(batch=batch, length=length, options=BOTH, activation="silu", **direction)
     out, states, gradients = conv_with_gradients(
         case.tensors(), case.keywords(), backend, torch.float32
     )
-    assert out.shape == (batch, 17, length)
+    assert out.shape == (batch, case.dim, length)
     assert torch.equal(states, case.tensors()["initial_states"].float())
     assert (gradients["weight"] == 0).all()
 
@@ -201,8 +216,16 @@ def valid_call(**changes):
         ({"bias": torch.randn(4, device="meta")}, ShapeError, "bias is on meta, x is on cpu"),
         ({"activation": "gelu"}, OptionError, "activation='gelu' .* None, 'silu', 'swish'"),
         ({"lengths": torch.tensor([6, 7])}, LengthsError, r"between 0 and 6.*got \[6, 7\]"),
+        (
+            {"x": torch.randn(2, 5, 6), "weight": torch.randn(5, 3), "bidirectional": True},
+            ShapeError,
+            "bidirectional=True x must have an even .* got 5",
+        ),
     ],
-    ids=["x", "weight", "bias", "initial_states", "complex", "device", "activation", "lengths"],
+    ids=[
+        *("x", "weight", "bias", "initial_states", "complex", "device", "activation", "lengths"),
+        "odd",
+    ],
 )
 def test_what_does_not_fit_is_named(changes, error, message):
     with pytest.raises(error, match=message):

@@ -21,12 +21,14 @@ SCANS = [
     ScanCase(dim=6, length=9, state=3, options=("D", "z"), B="constant", groups=2, C="grouped"),
     ScanCase(batch=1, dim=1, length=1, state=1, options=ALL),
     ScanCase(dim=5, length=9, state=3, options=("z",), layout="sliced"),
+    ScanCase(dim=6, length=9, state=3, options=ALL, groups=2, lengths=(9, 4), bidirectional=True),
 ]
 CONVOLUTIONS = [
     ConvCase(dim=5, length=9),
     ConvCase(dim=5, length=9, options=BOTH, activation="silu", lengths=(9, 4), reverse=True),
     ConvCase(batch=1, dim=1, length=1, width=1, options=BOTH),
     ConvCase(dim=5, length=9, options=("bias",), layout="sliced"),
+    ConvCase(dim=6, length=9, options=BOTH, lengths=(9, 4), bidirectional=True),
 ]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 STATES = pytest.mark.parametrize("states", [False, True], ids=["output", "and_states"])
@@ -62,7 +64,7 @@ def gradients(results: list[Tensor], args: list) -> tuple[Tensor, ...]:
 
 @DTYPES
 @STATES
-@parametrize([SCANS[1], SCANS[2], CONVOLUTIONS[1]])
+@parametrize([SCANS[1], SCANS[2], SCANS[-1], CONVOLUTIONS[1], CONVOLUTIONS[-1]])
 def test_opcheck(case, states, dtype):
     _, operator = operators(case)
     # Not the test of all of ahead-of-time compilation, which tests/layers/test_compile.py makes.
@@ -70,7 +72,7 @@ def test_opcheck(case, states, dtype):
     torch.library.opcheck(operator, arguments(case, states, dtype), test_utils=checks)
 
 
-@parametrize([SCANS[1], CONVOLUTIONS[1]])
+@parametrize([SCANS[1], SCANS[-1], CONVOLUTIONS[1], CONVOLUTIONS[-1]])
 def test_opcheck_of_compilation_with_dynamic_shapes(case):
     _, operator = operators(case)
     torch.library.opcheck(
@@ -78,7 +80,7 @@ def test_opcheck_of_compilation_with_dynamic_shapes(case):
     )
 
 
-@parametrize([SCANS[1], CONVOLUTIONS[1]])
+@parametrize([SCANS[1], SCANS[-1], CONVOLUTIONS[1], CONVOLUTIONS[-1]])
 def test_opcheck_of_the_gradient(case):
     _, operator = operators(case)
     args = arguments(case, True, torch.float32)

@@ -6,6 +6,7 @@ that argument order, per-length reversal and the padding are right before a GPU 
 
 import importlib
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -14,7 +15,16 @@ import torch
 from espnet_bimamba.ops import selective_scan
 from espnet_bimamba.ops.causal_conv1d.reference import causal_conv1d as conv_reference
 from espnet_bimamba.ops.selective_scan.reference import selective_scan as scan_reference
-from tests.ops.cases import ALL, CONV_CASES, SCAN_CASES, ConvCase, ScanCase, parametrize
+from tests.ops.cases import (
+    ALL,
+    CONV_CASES,
+    DIRECTIONS,
+    SCAN_CASES,
+    ConvCase,
+    ScanCase,
+    every_direction,
+    parametrize,
+)
 from tests.ops.test_causal_conv1d import conv_with_gradients
 from tests.ops.test_selective_scan import INPUTS, scan_with_gradients
 from tests.tolerances import assert_close
@@ -71,10 +81,18 @@ def wrappers(monkeypatch):
     return modules
 
 
-SERVED_SCANS = [case for case in SCAN_CASES if "initial_state" not in case.options] + [
-    ScanCase(options=WITHOUT_STATE, reverse=reverse, lengths=lengths)
-    for reverse in (False, True)
-    for lengths in (None, (63, 40), (0, 63))
+SERVED_SCANS = [
+    *(case for case in SCAN_CASES if "initial_state" not in case.options),
+    *(
+        ScanCase(options=WITHOUT_STATE, lengths=lengths, **direction)
+        for direction in DIRECTIONS.values()
+        for lengths in (None, (63, 40), (0, 63))
+    ),
+    *(
+        replace(case, options=WITHOUT_STATE, length=min(case.length, 63))
+        for case in SCAN_CASES
+        if case.bidirectional and "initial_state" in case.options and case.groups > 1
+    ),
 ]
 
 
@@ -102,25 +120,31 @@ def test_the_scan_gives_the_kernel_what_it_wants(wrappers, case, dtype):
     assert_close("state", state, expected[1], torch.float32, "state")
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_the_scan_passes_gradients_through_the_reversal(wrappers, reverse):
-    case = ScanCase(options=WITHOUT_STATE, lengths=(63, 40), reverse=reverse)
-    leaves = {name: x.float().requires_grad_() for name, x in case.tensors().items()}
+@every_direction
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_scan_passes_gradients_through_the_reversal(wrappers, dtype, groups, direction):
+    direction = {"dim": 18} | direction
+    case = ScanCase(options=WITHOUT_STATE, lengths=(63, 40), groups=groups, **direction)
+    rounded = {
+        name: x.to(dtype if name in INPUTS else torch.float32) for name, x in case.tensors().items()
+    }
+    leaves = {name: x.requires_grad_() for name, x in rounded.items()}
     exact = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
-    weight = torch.randn(2, 17, 63, dtype=torch.float64)
+    weight = torch.randn(2, 18, 63, generator=torch.Generator().manual_seed(5)).to(dtype)
     out = wrappers["selective_scan"](**leaves, **case.keywords())
     expected = scan_reference(**exact, **case.keywords())
-    actual = torch.autograd.grad(out, tuple(leaves.values()), weight.float())
-    right = torch.autograd.grad(expected, tuple(exact.values()), weight)
+    actual = torch.autograd.grad(out, tuple(leaves.values()), weight)
+    right = torch.autograd.grad(expected, tuple(exact.values()), weight.double())
     for name, a, e in zip(leaves, actual, right, strict=True):
-        assert_close(name, a, e, torch.float32, "weight_gradient")
+        assert_close(name, a, e, dtype, "weight_gradient")
 
 
 SERVED_CONVS = [
     case for case in CONV_CASES if "initial_states" not in case.options and 2 <= case.width <= 4
 ] + [
-    ConvCase(options=("bias",), activation="silu", reverse=reverse, lengths=lengths)
-    for reverse in (False, True)
+    ConvCase(options=("bias",), activation="silu", lengths=lengths, **direction)
+    for direction in DIRECTIONS.values()
     for lengths in (None, (63, 40), (0, 63))
 ]
 

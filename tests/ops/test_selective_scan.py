@@ -10,7 +10,7 @@ import torch
 from espnet_bimamba.errors import LengthsError, ShapeError
 from espnet_bimamba.ops import selective_scan
 from tests.conftest import most_precise, skip_unless_served
-from tests.ops.cases import ALL, SCAN_CASES, ScanCase, laid_out, parametrize
+from tests.ops.cases import ALL, SCAN_CASES, ScanCase, every_direction, laid_out, parametrize
 from tests.tolerances import assert_close
 
 INPUTS = ("u", "delta", "B", "C", "z")
@@ -63,8 +63,9 @@ def scan_in_numpy(
     last = np.zeros((batch, dim, state))
     for b in range(batch):
         end = length if options["lengths"] is None else int(options["lengths"][b])
-        order = range(end - 1, -1, -1) if options["reverse"] else range(end)
         for d in range(dim):
+            against = options["bidirectional"] and d >= dim // 2
+            order = range(end) if options["reverse"] == against else reversed(range(end))
             h = np.zeros(state) if initial_state is None else initial_state[b, d].copy()
             for t in order:
                 dt = delta[b, d, t] + (0 if delta_bias is None else delta_bias[d])
@@ -130,6 +131,9 @@ GRADCHECK_CASES = [
 ] + [
     ScanCase(dim=4, length=5, state=2, groups=2, options=ALL),
     ScanCase(dim=3, length=5, state=2, B="constant", C="constant", options=ALL, lengths=(2, 5)),
+    ScanCase(dim=4, length=5, state=2, options=ALL, bidirectional=True, lengths=(5, 3)),
+    ScanCase(dim=4, length=5, state=2, groups=2, options=ALL, bidirectional=True, reverse=True),
+    ScanCase(dim=6, length=5, state=2, groups=3, B="constant", options=ALL, bidirectional=True),
 ]
 
 
@@ -146,11 +150,11 @@ def test_gradcheck_over_every_argument(backend, case):
     assert torch.autograd.gradcheck(call, leaves, eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@every_direction
 @pytest.mark.parametrize("padding", [float("nan"), float("inf"), 1e30], ids=str)
-def test_alone_equals_batched_whatever_the_padding_holds(backend, padding, reverse):
+def test_alone_equals_batched_whatever_the_padding_holds(backend, padding, direction):
     lengths = (31, 20, 0)
-    case = ScanCase(batch=3, length=31, options=ALL, reverse=reverse, lengths=lengths)
+    case = ScanCase(batch=3, length=31, options=ALL, lengths=lengths, **direction)
     tensors, keywords = case.tensors(), case.keywords()
     for name in INPUTS:
         for row, end in enumerate(lengths):
@@ -251,15 +255,16 @@ def test_large_half_precision_values_stay_finite(backend, reverse):
         assert_close(name, gradient, expected[2][name], torch.float16, quantity)
 
 
+@every_direction
 @pytest.mark.parametrize(
     ("batch", "length"), [(0, 5), (2, 0), (0, 0)], ids=["no_rows", "no_frames", "nothing"]
 )
-def test_empty_input(backend, batch, length):
-    case = ScanCase(batch=batch, length=length, options=ALL)
+def test_empty_input(backend, batch, length, direction):
+    case = ScanCase(batch=batch, length=length, options=ALL, **direction)
     out, state, gradients = scan_with_gradients(
         case.tensors(), case.keywords(), backend, torch.float32
     )
-    assert out.shape == (batch, 17, length)
+    assert out.shape == (batch, case.dim, length)
     assert torch.equal(state, case.tensors()["initial_state"].float())
     for name in ("A", "D", "delta_bias"):
         assert (gradients[name] == 0).all()
@@ -323,6 +328,13 @@ def test_the_caller_may_modify_the_output_in_place(backend):
     assert torch.equal(actual, expected)
 
 
+@every_direction
+def test_no_channels(backend, direction):
+    case = ScanCase(length=5, **(direction | {"dim": 0}))
+    tensors = {name: x.float() for name, x in case.tensors().items()}
+    assert selective_scan(**tensors, **case.keywords(), backend=backend).shape == (2, 0, 5)
+
+
 def valid_call(**changes):
     tensors = {
         "u": torch.randn(2, 4, 6),
@@ -355,6 +367,12 @@ def valid_call(**changes):
 def test_a_tensor_that_does_not_fit_is_named(changes, message):
     with pytest.raises(ShapeError, match=message):
         valid_call(**changes)
+
+
+def test_an_odd_number_of_channels_has_no_two_directions():
+    tensors = {name: x.float() for name, x in ScanCase(dim=5, length=6).tensors().items()}
+    with pytest.raises(ShapeError, match=r"bidirectional=True u must have an even .* got 5"):
+        selective_scan(**tensors, bidirectional=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from espnet_bimamba.ops import selective_scan
-from tests.ops.cases import ALL, BOTH, CONV_CASES, SCAN_CASES, ConvCase, ScanCase, parametrize
+from tests.ops.cases import (
+    ALL,
+    BOTH,
+    CONV_CASES,
+    SCAN_CASES,
+    ConvCase,
+    ScanCase,
+    every_direction,
+    parametrize,
+)
 from tests.ops.test_causal_conv1d import INPUTS as CONV_INPUTS
 from tests.ops.test_causal_conv1d import conv_with_gradients
 from tests.ops.test_selective_scan import INPUTS, scan_with_gradients
@@ -90,6 +99,10 @@ SMALL_SCANS = [
     ScanCase(dim=6, length=17, state=3, groups=3, options=ALL, reverse=True),
     ScanCase(dim=5, length=18, state=3, B="constant", options=ALL, lengths=(18, 7)),
     ScanCase(dim=6, length=18, state=3, C="constant", groups=2, reverse=True),
+    ScanCase(dim=6, length=18, state=3, options=ALL, lengths=(18, 7), bidirectional=True),
+    ScanCase(dim=6, length=17, state=3, groups=3, options=ALL, reverse=True, bidirectional=True),
+    ScanCase(dim=6, length=18, state=3, B="constant", options=("z",), bidirectional=True),
+    ScanCase(dim=66, length=6, state=1, groups=2, options=ALL, bidirectional=True),
 ]
 SMALL_CONVS = [
     ConvCase(dim=5, length=9),
@@ -98,6 +111,12 @@ SMALL_CONVS = [
     ConvCase(dim=66, length=9, options=BOTH, lengths=(0, 2), activation="silu", layout="sliced"),
     *(ConvCase(dim=5, length=6, width=width, options=BOTH) for width in (1, 2, 9)),
     ConvCase(dim=5, length=70, options=("bias",), activation="silu", lengths=(70, 3)),
+    ConvCase(
+        dim=6, length=40, options=BOTH, activation="silu", lengths=(40, 33), bidirectional=True
+    ),
+    ConvCase(
+        dim=130, length=9, options=("bias",), lengths=(9, 2), reverse=True, bidirectional=True
+    ),
 ]
 
 
@@ -129,11 +148,12 @@ def test_half_precision(dtype, short_chunks, poisoned_empty):
 
 @pytest.mark.interpreted
 @every_form
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_padding_reaches_nothing(processors, reverse, cut, short_chunks, poisoned_empty):
+@every_direction
+def test_padding_reaches_nothing(processors, direction, cut, short_chunks, poisoned_empty):
     cut(processors)
     lengths = (18, 7, 0)
-    case = ScanCase(3, 5, 18, 3, options=ALL, lengths=lengths, reverse=reverse)
+    size = {"batch": 3, "dim": 6, "length": 18, "state": 3}
+    case = ScanCase(options=ALL, lengths=lengths, **(direction | size))
     tensors = case.tensors()
     expected = scan_with_gradients(tensors, case.keywords(), "reference", torch.float64)
     padded = {name: x.clone() for name, x in tensors.items()}
@@ -239,14 +259,12 @@ def test_convolutions_on_a_card(case, dtype, poisoned_empty):
 @pytest.mark.gpu
 @every_form
 @every_dtype
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_a_long_recording_on_a_card(dtype, processors, reverse, cut):
+@every_direction
+def test_a_long_recording_on_a_card(dtype, processors, direction, cut):
     plans = cut(processors)
-    check_scan(
-        ScanCase(1, 64, 6007, 16, options=ALL, reverse=reverse, layout="channels last"),
-        dtype,
-        "cuda",
-    )
+    size = {"batch": 1, "dim": 64, "length": 6007}
+    case = ScanCase(options=ALL, layout="channels last", **(direction | size))
+    check_scan(case, dtype, "cuda")
     assert {plan.segments > 1 for plan in plans} == {processors > 1}
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from espnet_bimamba.errors import OptionError, ShapeError
 from espnet_bimamba.ops.backends import Call, resolve
-from espnet_bimamba.ops.lengths import check_lengths
+from espnet_bimamba.ops.lengths import check_halves, check_lengths
 from espnet_bimamba.ops.library import custom_operator, empty
 
 __all__ = ["causal_conv1d"]
@@ -23,14 +23,15 @@ def causal_conv1d(
     return_final_states: bool = False,
     activation: str | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve each channel with its own kernel; the formula stands in ``reference.py``.
 
-    Names and shapes are those of causal-conv1d's ``causal_conv1d_fn``; ``reverse``, ``lengths``
-    and ``backend`` are this package's. Any real floating dtype up to float64; computed in float32
-    at least, and the output has ``x``'s dtype.
+    Names and shapes are those of causal-conv1d's ``causal_conv1d_fn``; ``reverse``,
+    ``bidirectional``, ``lengths`` and ``backend`` are this package's. Any real floating dtype up
+    to float64; computed in float32 at least, and the output has ``x``'s dtype.
 
     Args:
         x: ``(batch, dim, length)``, the input.
@@ -41,6 +42,8 @@ def causal_conv1d(
             as well, to be the ``initial_states`` of what follows.
         activation: None, ``"silu"`` or ``"swish"`` (the same function).
         reverse: Whether time runs backwards: the first step is each sequence's last frame.
+        bidirectional: Whether the second half of the channels runs against the direction of the
+            first, which ``reverse`` names. The number of channels is even then.
         lengths: ``(batch,)``, integer. Each sequence is its own: outputs and gradients past its
             end are exactly zero, and what the padding holds, NaN included, reaches nothing.
         backend: Name of the backend; None chooses.
@@ -51,13 +54,15 @@ def causal_conv1d(
 
     Raises:
         OptionError: ``activation`` or the name of the backend is unknown.
-        ShapeError: A shape, dtype or device does not fit.
+        ShapeError: A shape, dtype or device does not fit, or an odd number of channels shall have
+            two directions.
         LengthsError: ``lengths`` does not describe the batch.
         BackendError: The backend asked for by name cannot serve the call.
     """
     if activation not in ACTIVATIONS:
         raise OptionError("activation", activation, "one of None, 'silu', 'swish'")
     _check_tensors(x, weight, bias, initial_states)
+    check_halves("x", x, bidirectional)
     if lengths is not None:
         lengths = check_lengths(lengths, x.shape[0], x.shape[2], x.device)
     return _convolve(
@@ -68,6 +73,7 @@ def causal_conv1d(
         return_final_states,
         activation,
         reverse,
+        bidirectional,
         lengths,
         backend,
     )
@@ -81,6 +87,7 @@ def _serve(
     return_final_states: bool,
     activation: str | None,
     reverse: bool,
+    bidirectional: bool,
     lengths: Tensor | None,
     backend: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,6 +107,7 @@ def _serve(
         return_final_states=return_final_states,
         activation=activation,
         reverse=reverse,
+        bidirectional=bidirectional,
         lengths=lengths,
     )
 

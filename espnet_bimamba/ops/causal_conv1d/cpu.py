@@ -45,13 +45,14 @@ def causal_conv1d(
     return_final_states: bool = False,
     activation: str | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CPU tensors."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     optional = (None if t is None else t.to(dtype) for t in (bias, initial_states))
     out, final_states = _CausalConv1d.apply(
-        x, weight.to(dtype), *optional, activation is not None, reverse, lengths
+        x, weight.to(dtype), *optional, activation is not None, reverse, bidirectional, lengths
     )
     out = out.to(x.dtype)
     return (out, final_states.to(x.dtype)) if return_final_states else out
@@ -81,10 +82,14 @@ class _Inputs(NamedTuple):
             self.lengths.numpy(),
         )
 
-    def plan(self) -> "_Plan":
+    def plan(self, reverse: bool, bidirectional: bool) -> "_Plan":
         """Cut the convolution into tiles."""
         batch, dim, length = self.x.shape
-        return _Plan(batch, dim, length, self.weight.shape[1], -(-dim // TILE))
+        directions = 2 if bidirectional else 1
+        group = dim // directions
+        tiles = directions * -(-group // TILE)
+        width = self.weight.shape[1]
+        return _Plan(batch, dim, length, width, group, tiles, reverse, bidirectional)
 
 
 class _Views(NamedTuple):
@@ -102,7 +107,10 @@ class _Plan(NamedTuple):
     dim: int
     length: int
     width: int
+    group: int  # channels of one direction
     tiles: int
+    reverse: bool
+    bidirectional: bool
 
 
 class _GradientViews(NamedTuple):
@@ -124,6 +132,7 @@ class _CausalConv1d(torch.autograd.Function):
         initial_states: Tensor | None,
         silu: bool,
         reverse: bool,
+        bidirectional: bool,
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         if lengths is None:
@@ -135,7 +144,7 @@ class _CausalConv1d(torch.autograd.Function):
             None if initial_states is None else initial_states.detach().contiguous(),
             lengths.contiguous(),
         )
-        plan = inputs.plan()
+        plan = inputs.plan(reverse, bidirectional)
         out = empty_channels_last(x.shape, weight)
         final_states = weight.new_empty(*x.shape[:2], plan.width - 1)
         run_parallel(
@@ -146,18 +155,16 @@ class _CausalConv1d(torch.autograd.Function):
             flat(final_states),
             plan,
             silu,
-            reverse,
         )
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*inputs)
-            ctx.silu, ctx.reverse = silu, reverse
+            ctx.plan, ctx.silu = plan, silu
         return out, final_states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_final_states: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = _Inputs(*ctx.saved_tensors)
-        plan = inputs.plan()
+        inputs, plan = _Inputs(*ctx.saved_tensors), ctx.plan
         d_out = channels_last(d_out)
         dx = empty_channels_last(d_out.shape, d_out)
         d_weight = d_out.new_empty(plan.batch, plan.width, plan.dim)
@@ -172,13 +179,13 @@ class _CausalConv1d(torch.autograd.Function):
             _GradientViews(view(dx), *map(flat, (d_weight, d_bias, d_initial))),
             plan,
             ctx.silu,
-            ctx.reverse,
         )
         return (
             dx.to(inputs.x.dtype),
             d_weight.sum(0).t().contiguous(),
             d_bias.sum(0) if inputs.bias is not None else None,
             d_initial if inputs.initial_states is not None else None,
+            None,
             None,
             None,
             None,
@@ -192,17 +199,27 @@ class _Column(NamedTuple):
     channel: int
     lanes: int
     end: int  # the sequence's length
+    reverse: bool
 
 
 @njit
-def _column(x: _Views, plan: _Plan, b: int, channel: int) -> _Column:
-    return _Column(b, channel, min(LANES, plan.dim - channel), x.lengths[b])
+def _channels(plan: _Plan, tile: int) -> tuple[int, int]:
+    """Return the first channel of a tile and the one after its last."""
+    tiles_in_group = -(-plan.group // TILE)
+    begin = tile // tiles_in_group * plan.group + tile % tiles_in_group * TILE
+    return begin, min(begin + TILE, (tile // tiles_in_group + 1) * plan.group)
 
 
 @njit
-def _address(x: View, column: _Column, step: int, reverse: bool) -> int:
+def _column(x: _Views, plan: _Plan, b: int, channel: int, last: int) -> _Column:
+    reverse = plan.reverse != (plan.bidirectional and channel >= plan.group)
+    return _Column(b, channel, min(LANES, last - channel), x.lengths[b], reverse)
+
+
+@njit
+def _address(x: View, column: _Column, step: int) -> int:
     """Return where the frame of a step of the convolution starts."""
-    frame = column.end - 1 - step if reverse else step
+    frame = column.end - 1 - step if column.reverse else step
     return column.b * x.batch + frame * x.length + column.channel
 
 
@@ -213,7 +230,6 @@ def _convolve(
     column: _Column,
     first: int,
     count: int,
-    reverse: bool,
     sums: np.ndarray,
 ) -> None:
     """Fill ``sums`` with the outputs of ``count`` steps before their activation, a row a step."""
@@ -223,11 +239,11 @@ def _convolve(
     for i in range(count):
         store(sums, i * LANES, y)
     history = plan.width - 1
-    sign = -x.x.length if reverse else x.x.length
+    sign = -x.x.length if column.reverse else x.x.length
     for k in range(plan.width):
         shift = first - history + k
         tap = load_first(x.weight, k * plan.dim + column.channel, column.lanes)
-        start = _address(x.x, column, shift, reverse)
+        start = _address(x.x, column, shift)
         for i in range(max(0, -shift), count):
             seen = load_first(x.x.line, start + i * sign, column.lanes)
             store(sums, i * LANES, load(sums, i * LANES) + tap * seen)
@@ -243,33 +259,31 @@ def _convolve(
 
 @njit
 def _activate(
-    out: View, column: _Column, first: int, count: int, silu: bool, reverse: bool, sums: np.ndarray
+    out: View, column: _Column, first: int, count: int, silu: bool, sums: np.ndarray
 ) -> None:
     """Write the outputs of a chunk."""
     for i in range(count):
         y = load(sums, i * LANES)
         if silu:
             y = y * sigmoid(y)
-        store_first(out.line, _address(out, column, first + i, reverse), y, column.lanes)
+        store_first(out.line, _address(out, column, first + i), y, column.lanes)
 
 
 @njit
 def _write_zeros(out: View, column: _Column, first: int, last: int) -> None:
     for frame in range(first, last):
-        start = _address(out, column, frame, False)
+        start = column.b * out.batch + frame * out.length + column.channel
         store_first(out.line, start, filled(out.line, 0), column.lanes)
 
 
 @njit
-def _last_inputs(
-    x: _Views, plan: _Plan, column: _Column, reverse: bool, final_states: np.ndarray
-) -> None:
+def _last_inputs(x: _Views, plan: _Plan, column: _Column, final_states: np.ndarray) -> None:
     history = plan.width - 1
     line = np.zeros(history * LANES, x.weight.dtype)
     for j in range(history):
         step = column.end - history + j
         if step >= 0:
-            row = load_first(x.x.line, _address(x.x, column, step, reverse), column.lanes)
+            row = load_first(x.x.line, _address(x.x, column, step), column.lanes)
             store(line, j * LANES, row)
         elif x.initial_states.size:
             for w in range(column.lanes):
@@ -289,23 +303,23 @@ def _forward(
     final_states: np.ndarray,
     plan: _Plan,
     silu: bool,
-    reverse: bool,
 ) -> None:
     """Convolve the tiles ``first .. last`` of all (batch, tile)."""
     sums = np.zeros(CHUNK * LANES, x.weight.dtype)
     for item in range(first, last):
-        b, begin = item // plan.tiles, item % plan.tiles * TILE
-        channels = range(begin, min(begin + TILE, plan.dim), LANES)
+        b = item // plan.tiles
+        begin, end = _channels(plan, item % plan.tiles)
+        channels = range(begin, end, LANES)
         for start in range(0, x.lengths[b], CHUNK):
             count = min(CHUNK, x.lengths[b] - start)
             for channel in channels:
-                column = _column(x, plan, b, channel)
-                _convolve(x, plan, column, start, count, reverse, sums)
-                _activate(out, column, start, count, silu, reverse, sums)
+                column = _column(x, plan, b, channel, end)
+                _convolve(x, plan, column, start, count, sums)
+                _activate(out, column, start, count, silu, sums)
         for channel in channels:
-            column = _column(x, plan, b, channel)
+            column = _column(x, plan, b, channel, end)
             _write_zeros(out, column, column.end, plan.length)
-            _last_inputs(x, plan, column, reverse, final_states)
+            _last_inputs(x, plan, column, final_states)
 
 
 @njit
@@ -315,7 +329,6 @@ def _start_gradients(
     column: _Column,
     d_final_states: np.ndarray,
     gradients: _GradientViews,
-    reverse: bool,
 ) -> None:
     """Give the last inputs the gradients of the final states, and all others zero.
 
@@ -331,7 +344,7 @@ def _start_gradients(
         for j in range(history):
             step = column.end - history + j
             if step >= 0:
-                dx.line[_address(dx, column, step, reverse) + w] = d_final_states[start + j]
+                dx.line[_address(dx, column, step) + w] = d_final_states[start + j]
             else:
                 gradients.d_initial[start + history + step] = d_final_states[start + j]
 
@@ -343,13 +356,12 @@ def _read_slopes(
     first: int,
     count: int,
     silu: bool,
-    reverse: bool,
     sums: np.ndarray,
 ) -> None:
     """Turn a chunk's outputs before their activation into the gradients of the same."""
     one = filled(sums, 1)
     for i in range(count):
-        start = _address(d_out, column, first + i, reverse)
+        start = _address(d_out, column, first + i)
         dy = load_first(d_out.line, start, column.lanes)
         if silu:
             y = load(sums, i * LANES)
@@ -365,7 +377,6 @@ def _differentiate(
     column: _Column,
     first: int,
     count: int,
-    reverse: bool,
     slopes: np.ndarray,
     gradients: _GradientViews,
     d_taps: np.ndarray,
@@ -373,15 +384,15 @@ def _differentiate(
     """Add a chunk's share to the gradients of the inputs, the taps and, behind them, the bias."""
     history = plan.width - 1
     dx = gradients.dx
-    sign = -x.x.length if reverse else x.x.length
-    dx_sign = -dx.length if reverse else dx.length
+    sign = -x.x.length if column.reverse else x.x.length
+    dx_sign = -dx.length if column.reverse else dx.length
     for k in range(plan.width):
         shift = first - history + k
         tap = load_first(x.weight, k * plan.dim + column.channel, column.lanes)
         d_tap = load(d_taps, k * LANES)
         start, dx_start = (
-            _address(x.x, column, shift, reverse),
-            _address(dx, column, shift, reverse),
+            _address(x.x, column, shift),
+            _address(dx, column, shift),
         )
         for i in range(max(0, -shift), count):
             dy = load(slopes, i * LANES)
@@ -413,22 +424,22 @@ def _backward(
     gradients: _GradientViews,
     plan: _Plan,
     silu: bool,
-    reverse: bool,
 ) -> None:
     """Differentiate the tiles ``first .. last`` of all (batch, tile)."""
     slopes = np.zeros(CHUNK * LANES, x.weight.dtype)
     d_taps = np.zeros((plan.width + 1) * LANES, x.weight.dtype)
     for item in range(first, last):
-        b, begin = item // plan.tiles, item % plan.tiles * TILE
-        for channel in range(begin, min(begin + TILE, plan.dim), LANES):
-            column = _column(x, plan, b, channel)
+        b = item // plan.tiles
+        begin, end = _channels(plan, item % plan.tiles)
+        for channel in range(begin, end, LANES):
+            column = _column(x, plan, b, channel, end)
             d_taps[:] = 0
-            _start_gradients(x, plan, column, d_final_states, gradients, reverse)
+            _start_gradients(x, plan, column, d_final_states, gradients)
             for start in range(0, column.end, CHUNK):
                 count = min(CHUNK, column.end - start)
-                _convolve(x, plan, column, start, count, reverse, slopes)
-                _read_slopes(d_out, column, start, count, silu, reverse, slopes)
-                _differentiate(x, plan, column, start, count, reverse, slopes, gradients, d_taps)
+                _convolve(x, plan, column, start, count, slopes)
+                _read_slopes(d_out, column, start, count, silu, slopes)
+                _differentiate(x, plan, column, start, count, slopes, gradients, d_taps)
             for w in range(column.lanes):
                 gradients.d_bias[b * plan.dim + channel + w] = d_taps[plan.width * LANES + w]
                 for k in range(plan.width):

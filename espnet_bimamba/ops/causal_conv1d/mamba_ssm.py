@@ -3,7 +3,7 @@
 from causal_conv1d import causal_conv1d_fn
 from torch import Tensor
 
-from espnet_bimamba.ops.lengths import reverse_by_length, zero_padding
+from espnet_bimamba.ops.lengths import turn, zero_padding
 
 
 def causal_conv1d(
@@ -15,18 +15,15 @@ def causal_conv1d(
     return_final_states: bool = False,
     activation: str | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CUDA tensors.
 
     The kernel knows neither lengths nor direction: it is given zeros in the padding and, for the
-    backward direction, each sequence reversed within its own length. States are not served (the
-    table of backends says so).
+    channels that run backwards, each sequence reversed within its own length. States are not
+    served (the table of backends says so).
     """
-    x = zero_padding(x, lengths)
-    if reverse:
-        x = reverse_by_length(x, lengths)
+    x = turn(zero_padding(x, lengths), lengths, reverse, bidirectional)
     y = causal_conv1d_fn(x, weight, bias, activation=activation)
-    if reverse:
-        y = reverse_by_length(y, lengths)
-    return zero_padding(y, lengths)
+    return zero_padding(turn(y, lengths, reverse, bidirectional), lengths)

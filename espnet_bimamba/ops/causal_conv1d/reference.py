@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espnet_bimamba.ops.lengths import reverse_by_length, zero_padding
+from espnet_bimamba.ops.lengths import halves, reverse_by_length, zero_padding
 
 
 def causal_conv1d(
@@ -16,6 +16,7 @@ def causal_conv1d(
     return_final_states: bool = False,
     activation: str | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve each channel with its own kernel, seeing no later frame.
@@ -26,12 +27,30 @@ def causal_conv1d(
         out[t] = activation(pre[t])
 
     Frames before the first are ``initial_states`` or zero. With ``reverse`` time runs from the
-    last frame of each sequence to its first: ``x[t - j]`` reads ``x[t + j]``. Equal to
+    last frame of each sequence to its first: ``x[t - j]`` reads ``x[t + j]``. With
+    ``bidirectional`` the two halves of the channels are two convolutions, the second against the
+    first. Forwards it is equal to
     ``F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=dim)[..., :length]``, the line
     by which causal-conv1d defines its function.
 
     Arguments, shapes and errors: see :func:`espnet_bimamba.ops.causal_conv1d`.
     """
+    if bidirectional:
+        parts = halves(
+            x=(x, 1), weight=(weight, 0), bias=(bias, 0), initial_states=(initial_states, 1)
+        )
+        results = [
+            causal_conv1d(
+                **part,
+                return_final_states=True,
+                activation=activation,
+                reverse=backwards,
+                lengths=lengths,
+            )
+            for part, backwards in zip(parts, (reverse, not reverse), strict=True)
+        ]
+        out, states = (torch.cat(pair, dim=1) for pair in zip(*results, strict=True))
+        return (out, states) if return_final_states else out
     dtype = torch.promote_types(x.dtype, torch.float32)
     width = weight.shape[1]
     frames = zero_padding(x.to(dtype), lengths)

@@ -32,11 +32,12 @@ def causal_conv1d(
     return_final_states: bool = False,
     activation: str | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CUDA tensors."""
     out, final_states = _CausalConv1d.apply(
-        x, weight, bias, initial_states, activation is not None, reverse, lengths
+        x, weight, bias, initial_states, lengths, activation is not None, reverse, bidirectional
     )
     return (out, final_states) if return_final_states else out
 
@@ -51,6 +52,7 @@ class _Conv(NamedTuple):
     lengths: Tensor | None
     silu: bool
     reverse: bool
+    bidirectional: bool
 
     @property
     def tiles(self) -> int:
@@ -60,7 +62,9 @@ class _Conv(NamedTuple):
     def launch(self, kernel: Any, *args: Any) -> None:
         """Run ``kernel`` with one program for each tile of each sequence."""
         batch, dim, length = self.x.shape
-        blocks = triton.cdiv(dim, CHANNELS)
+        # No block has channels of both directions.
+        directions = 2 if self.bidirectional else 1
+        blocks = directions * triton.cdiv(dim // directions, CHANNELS)
         if not batch * self.tiles * blocks:
             return
         # Triton launches on the current device.
@@ -76,6 +80,7 @@ class _Conv(NamedTuple):
                 WIDTH=self.weight.shape[1],
                 SILU=self.silu,
                 REVERSE=self.reverse,
+                BIDIRECTIONAL=self.bidirectional,
                 T=STEPS,
                 D=CHANNELS,
                 num_warps=WARPS,
@@ -90,17 +95,16 @@ class _CausalConv1d(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         initial_states: Tensor | None,
-        silu: bool,
-        reverse: bool,
         lengths: Tensor | None,
+        *options: bool,
     ) -> tuple[Tensor, Tensor]:
-        conv = _Conv(x, weight, bias, initial_states, lengths, silu, reverse)
+        conv = _Conv(x, weight, bias, initial_states, lengths, *options)
         out = empty_laid_out_like(x)
         final_states = x.new_empty(*x.shape[:2], weight.shape[1] - 1)
         conv.launch(_forward_kernel, frames(out), frames(final_states))
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*conv[:-2])
-            ctx.options = conv[-2:]
+            ctx.save_for_backward(*conv[: -len(options)])
+            ctx.options = options
         return out, final_states
 
     @staticmethod
@@ -126,37 +130,50 @@ class _CausalConv1d(torch.autograd.Function):
             None if bias is None else total[width].to(bias.dtype),
             None if initial is None else d_initial.to(initial.dtype),
             None,
-            None,
-            None,
+            *(None for _ in ctx.options),
         )
 
 
 @triton.jit
-def _place(lengths, length, tiles, blocks, WIDTH: tl.constexpr, T: tl.constexpr, D: tl.constexpr):
-    """Return row, tile, steps (T, 1), channels (1, D) of this program and the row's end."""
+def _place(
+    lengths, dim, length, tiles, blocks,
+    WIDTH: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
+    T: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Return row, tile, steps (T, 1), channels (1, D) and their mask, the row's end, the direction.
+
+    The direction is whether this program's channels run backwards.
+    """
     program = tl.program_id(0)
     tile = program // blocks % tiles
     # 64 bits: a batch may hold more elements than 32 count.
     row = (program // blocks // tiles).to(tl.int64)
     steps = tile * T + tl.arange(0, T)[:, None] - (WIDTH - 1)
-    channels = program % blocks * D + tl.arange(0, D)[None, :]
+    block = program % blocks
+    backwards = tl.full((), REVERSE, tl.int1)
+    first, last = block * D, dim
+    if BIDIRECTIONAL:
+        second_half = block >= blocks // 2
+        backwards = second_half != REVERSE
+        first = tl.where(second_half, dim // 2 + (block - blocks // 2) * D, first)
+        last = tl.where(second_half, dim, dim // 2)
+    channels = first + tl.arange(0, D)[None, :]
     end = length
     if lengths is not None:
         end = tl.load(lengths + row).to(tl.int32)
-    return row, tile, steps, channels, end
+    return row, tile, steps, channels, channels < last, end, backwards
 
 
 @triton.jit
-def _frame_of_step(steps, end, REVERSE: tl.constexpr):
+def _frame_of_step(steps, end, backwards):
     """Return the frames of steps; those past the end are in their places in both directions."""
-    mirrored = tl.where(steps < end, end - 1 - steps, steps)
-    return (mirrored if REVERSE else steps).to(tl.int64)
+    return tl.where(backwards & (steps < end), end - 1 - steps, steps).to(tl.int64)
 
 
 @triton.jit
-def _input(x, initial, row, steps, channels, mask, end, WIDTH: tl.constexpr, REVERSE: tl.constexpr):
+def _input(x, initial, row, steps, channels, mask, end, backwards, WIDTH: tl.constexpr):
     """Load the inputs of steps (T, D) in float32: frames, before them states, elsewhere zero."""
-    pointers = frame_pointer(x, row, channels, _frame_of_step(steps, end, REVERSE))
+    pointers = frame_pointer(x, row, channels, _frame_of_step(steps, end, backwards))
     value = tl.load(pointers, mask=mask & (steps >= 0) & (steps < end), other=0).to(tl.float32)
     if initial is not None:
         pointers = frame_pointer(initial, row, channels, steps + (WIDTH - 1))
@@ -167,8 +184,8 @@ def _input(x, initial, row, steps, channels, mask, end, WIDTH: tl.constexpr, REV
 
 @triton.jit
 def _window_sum(
-    x, weight, bias, initial, row, steps, channels, mask, end,
-    WIDTH: tl.constexpr, REVERSE: tl.constexpr,
+    x, weight, bias, initial, row, steps, channels, mask, end, backwards,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Return what the activation sees at steps (T, D)."""
     y = tl.zeros((steps.shape[0], channels.shape[1]), tl.float32)
@@ -177,7 +194,7 @@ def _window_sum(
     for k in tl.static_range(WIDTH):
         tap = tl.load(weight + channels * WIDTH + k, mask=mask, other=0).to(tl.float32)
         source = steps - (WIDTH - 1) + k
-        y += tap * _input(x, initial, row, source, channels, mask, end, WIDTH, REVERSE)
+        y += tap * _input(x, initial, row, source, channels, mask, end, backwards, WIDTH)
     return y
 
 
@@ -186,24 +203,27 @@ def _forward_kernel(
     x, weight, bias, initial, lengths,
     out, final,
     dim, length, tiles, blocks,
-    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
     T: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Write ``out``, zeros past the end, and ``final`` (batch, dim, width - 1)."""
-    row, _, steps, channels, end = _place(lengths, length, tiles, blocks, WIDTH, T, D)
-    mask = channels < dim
+    row, _, steps, channels, mask, end, backwards = _place(
+        lengths, dim, length, tiles, blocks, WIDTH, REVERSE, BIDIRECTIONAL, T, D
+    )
     y = tl.zeros((T, D), tl.float32)
     # A tile past the end writes its zeros and reads nothing.
     if tl.min(steps) < end:
-        y += _window_sum(x, weight, bias, initial, row, steps, channels, mask, end, WIDTH, REVERSE)
+        y += _window_sum(
+            x, weight, bias, initial, row, steps, channels, mask, end, backwards, WIDTH
+        )
         if SILU:
             y *= sigmoid(y)
         y = tl.where(steps < end, y, 0)
-    pointers = frame_pointer(out, row, channels, _frame_of_step(steps, end, REVERSE))
+    pointers = frame_pointer(out, row, channels, _frame_of_step(steps, end, backwards))
     tl.store(pointers, y, mask=mask & (steps >= 0) & (steps < length))
     kept = steps - (end - (WIDTH - 1))
     if WIDTH > 1:
-        value = _input(x, initial, row, steps, channels, mask, end, WIDTH, REVERSE)
+        value = _input(x, initial, row, steps, channels, mask, end, backwards, WIDTH)
         pointers = frame_pointer(final, row, channels, kept)
         tl.store(pointers, value, mask=mask & (kept >= 0) & (steps < end))
 
@@ -213,7 +233,7 @@ def _backward_kernel(
     x, weight, bias, initial, lengths,
     d_out, d_final, dx, d_initial, sums,
     dim, length, tiles, blocks,
-    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+    WIDTH: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
     T: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Write ``dx``, zeros past the end, ``d_initial`` (batch, dim, width - 1) and this tile's sums.
@@ -221,8 +241,9 @@ def _backward_kernel(
     ``sums`` (batch, tiles, width + 1, dim) are those of the weights' gradient and, last, of the
     bias's. An input meets the ``width`` outputs from its own step on.
     """
-    row, tile, steps, channels, end = _place(lengths, length, tiles, blocks, WIDTH, T, D)
-    mask = channels < dim
+    row, tile, steps, channels, mask, end, backwards = _place(
+        lengths, dim, length, tiles, blocks, WIDTH, REVERSE, BIDIRECTIONAL, T, D
+    )
     value = tl.zeros((T, D), tl.float32)
     place = sums + (row * tiles + tile) * ((WIDTH + 1) * dim) + channels
     # A tile past the end gives zeros and reads nothing.
@@ -233,11 +254,11 @@ def _backward_kernel(
     for j in range(0, WIDTH if begun else 0):
         later = steps + j
         inside = mask & (later >= 0) & (later < end)
-        pointers = frame_pointer(d_out, row, channels, _frame_of_step(later, end, REVERSE))
+        pointers = frame_pointer(d_out, row, channels, _frame_of_step(later, end, backwards))
         dy = tl.load(pointers, mask=inside, other=0).to(tl.float32)
         if SILU:
             seen = _window_sum(
-                x, weight, bias, initial, row, later, channels, mask, end, WIDTH, REVERSE
+                x, weight, bias, initial, row, later, channels, mask, end, backwards, WIDTH
             )
             gate = sigmoid(seen)
             dy *= gate * (1 + seen * (1 - gate))
@@ -245,7 +266,7 @@ def _backward_kernel(
             tl.store(place + WIDTH * dim, tl.sum(dy, axis=0)[None, :], mask=mask)
             for k in range(0, WIDTH):
                 source = steps - (WIDTH - 1) + k
-                met = _input(x, initial, row, source, channels, mask, end, WIDTH, REVERSE)
+                met = _input(x, initial, row, source, channels, mask, end, backwards, WIDTH)
                 tl.store(place + k * dim, tl.sum(dy * met, axis=0)[None, :], mask=mask)
         tap = tl.load(weight + channels * WIDTH + (WIDTH - 1 - j), mask=mask, other=0)
         value += tap.to(tl.float32) * dy
@@ -256,6 +277,6 @@ def _backward_kernel(
         value += tl.load(pointers, mask=last, other=0).to(tl.float32)
         pointers = frame_pointer(d_initial, row, channels, steps + (WIDTH - 1))
         tl.store(pointers, value, mask=mask & (steps < 0))
-    pointers = frame_pointer(dx, row, channels, _frame_of_step(steps, end, REVERSE))
+    pointers = frame_pointer(dx, row, channels, _frame_of_step(steps, end, backwards))
     value = tl.where(steps < end, value, 0)
     tl.store(pointers, value, mask=mask & (steps >= 0) & (steps < length))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.ops.backends import Call, resolve
-from espnet_bimamba.ops.lengths import check_lengths
+from espnet_bimamba.ops.lengths import check_halves, check_lengths
 from espnet_bimamba.ops.library import custom_operator, empty
 
 __all__ = ["selective_scan"]
@@ -27,6 +27,7 @@ def selective_scan(
     *,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -49,6 +50,8 @@ def selective_scan(
         return_last_state: Whether the state after the last step is returned as well.
         initial_state: ``(batch, dim, state)``, the state before the first step.
         reverse: Whether time runs backwards: the first step is each sequence's last frame.
+        bidirectional: Whether the second half of the channels runs against the direction of the
+            first, which ``reverse`` names. The number of channels is even then.
         lengths: ``(batch,)``, integer. Each sequence is its own: outputs and gradients past its
             end are exactly zero, and what the padding holds, NaN included, reaches nothing.
         backend: Name of the backend; None chooses.
@@ -58,12 +61,14 @@ def selective_scan(
         ``(batch, dim, state)`` in float32 (float64 for float64 input).
 
     Raises:
-        ShapeError: A shape, dtype or device does not fit, or a tensor is complex.
+        ShapeError: A shape, dtype or device does not fit, a tensor is complex, or an odd number of
+            channels shall have two directions.
         LengthsError: ``lengths`` does not describe the batch.
         OptionError: The name of the backend is unknown.
         BackendError: The backend asked for by name cannot serve the call.
     """
     _check_tensors(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    check_halves("u", u, bidirectional)
     if lengths is not None:
         lengths = check_lengths(lengths, u.shape[0], u.shape[2], u.device)
     return _scan(
@@ -79,6 +84,7 @@ def selective_scan(
         return_last_state,
         initial_state,
         reverse,
+        bidirectional,
         lengths,
         backend,
     )
@@ -97,6 +103,7 @@ def _serve(
     return_last_state: bool,
     initial_state: Tensor | None,
     reverse: bool,
+    bidirectional: bool,
     lengths: Tensor | None,
     backend: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -124,6 +131,7 @@ def _serve(
         return_last_state,
         initial_state=initial_state,
         reverse=reverse,
+        bidirectional=bidirectional,
         lengths=lengths,
     )
 

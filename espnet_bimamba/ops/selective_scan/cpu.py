@@ -68,6 +68,7 @@ def selective_scan(
     *,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.selective_scan` on CPU tensors."""
@@ -77,7 +78,14 @@ def selective_scan(
     exact = (None if x is None else x.to(dtype) for x in (delta, A, B, C, D))
     rest = (None if x is None else x.to(dtype) for x in (delta_bias, initial_state))
     out, last_state = _SelectiveScan.apply(
-        u.to(own), *exact, None if z is None else z.to(own), *rest, delta_softplus, reverse, lengths
+        u.to(own),
+        *exact,
+        None if z is None else z.to(own),
+        *rest,
+        delta_softplus,
+        reverse,
+        bidirectional,
+        lengths,
     )
     out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out
@@ -98,10 +106,11 @@ class _SelectiveScan(torch.autograd.Function):
         initial_state: Tensor | None,
         softplus: bool,
         reverse: bool,
+        bidirectional: bool,
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         inputs = _Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
-        plan = _Plan.of(inputs)
+        plan = _Plan.of(inputs, reverse, bidirectional)
         out = empty_channels_last(u.shape, inputs.delta)
         last_state = delta.new_empty(*u.shape[:2], plan.state)
         keep = any(ctx.needs_input_grad)
@@ -115,11 +124,10 @@ class _SelectiveScan(torch.autograd.Function):
             flat(kept),
             plan,
             softplus,
-            reverse,
         )
         if keep:
             ctx.save_for_backward(*inputs, kept)
-            ctx.plan, ctx.softplus, ctx.reverse = plan, softplus, reverse
+            ctx.plan, ctx.softplus = plan, softplus
             ctx.shapes = A.shape, B.shape, C.shape
         return out, last_state[..., : A.shape[1]].contiguous()
 
@@ -151,7 +159,6 @@ class _SelectiveScan(torch.autograd.Function):
             gradients.views(),
             plan,
             ctx.softplus,
-            ctx.reverse,
         )
         states = shape_a[1]
         return (
@@ -166,6 +173,7 @@ class _SelectiveScan(torch.autograd.Function):
             gradients.d_initial[..., :states].contiguous()
             if inputs.initial_state is not None
             else None,
+            None,
             None,
             None,
             None,
@@ -327,18 +335,20 @@ class _Plan(NamedTuple):
     dim: int
     length: int
     state: int  # with those that fill it up
-    group: int  # channels that share one row of B and one of C
+    group: int  # channels that share one row of B, one of C and the direction
     group_b: int  # channels that share one row of B
     group_c: int
     tiles: int
     spans: int
     chunks: int
+    reverse: bool
+    bidirectional: bool
 
     @classmethod
-    def of(cls, inputs: _Inputs) -> "_Plan":
+    def of(cls, inputs: _Inputs, reverse: bool, bidirectional: bool) -> "_Plan":
         batch, dim, length = inputs.u.shape
         groups_b, groups_c = inputs.B.shape[1], inputs.C.shape[1]
-        groups = math.lcm(groups_b, groups_c)
+        groups = math.lcm(groups_b, groups_c, 2 if bidirectional else 1)
         group = dim // groups
         return cls(
             batch,
@@ -351,6 +361,8 @@ class _Plan(NamedTuple):
             tiles=groups * -(-group // LANES),
             spans=groups * -(-group // SPAN),
             chunks=-(-length // CHUNK),
+            reverse=reverse,
+            bidirectional=bidirectional,
         )
 
     @property
@@ -381,6 +393,7 @@ class _Tile(NamedTuple):
     end: int  # the sequence's length
     b_start: int  # where its row of B starts
     c_start: int
+    reverse: bool
 
 
 class _Scratch(NamedTuple):
@@ -409,13 +422,14 @@ def _tile(x: _Views, plan: _Plan, b: int, channel: int, width: int) -> _Tile:
         x.lengths[b],
         b * x.B.batch + channel // plan.group_b * x.B.group,
         b * x.C.batch + channel // plan.group_c * x.C.group,
+        plan.reverse != (plan.bidirectional and channel >= plan.dim // 2),
     )
 
 
 @njit
-def _frame(tile: _Tile, step: int, reverse: bool) -> int:
+def _frame(tile: _Tile, step: int) -> int:
     """Return the frame that a step of the scan reads."""
-    return tile.end - 1 - step if reverse else step
+    return tile.end - 1 - step if tile.reverse else step
 
 
 @njit
@@ -447,7 +461,6 @@ def _read_chunk(
     first: int,
     count: int,
     has_softplus: bool,
-    reverse: bool,
     scratch: _Scratch,
 ) -> None:
     """Compute the step sizes of a chunk, the inputs times them, and D times the inputs."""
@@ -458,7 +471,7 @@ def _read_chunk(
     if x.D.size:
         skip = load_first(x.D, tile.channel, tile.width)
     for i in range(count):
-        t = _frame(tile, first + i, reverse)
+        t = _frame(tile, first + i)
         u = load_first(x.u.line, _address(x.u, tile, t), tile.width)
         step = load_first(x.delta.line, _address(x.delta, tile, t), tile.width) + bias
         if has_softplus:
@@ -475,7 +488,6 @@ def _scan_block(
     n: int,
     first: int,
     count: int,
-    reverse: bool,
     scratch: _Scratch,
     a: np.ndarray,
     h: np.ndarray,
@@ -485,7 +497,7 @@ def _scan_block(
     a0, a1, a2, a3 = load(a, n0), load(a, n1), load(a, n2), load(a, n3)
     h0, h1, h2, h3 = load(h, n0), load(h, n1), load(h, n2), load(h, n3)
     for i in range(count):
-        t = _frame(tile, first + i, reverse)
+        t = _frame(tile, first + i)
         step, v = load(scratch.steps, i * LANES), load(scratch.inputs, i * LANES)
         y = load(scratch.sums, i * LANES)
         b = tile.b_start + t * x.B.length + n
@@ -512,7 +524,6 @@ def _forward(
     kept: np.ndarray,
     plan: _Plan,
     has_softplus: bool,
-    reverse: bool,
 ) -> None:
     """Scan the tiles ``first .. last`` of all (batch, tile)."""
     scratch = _scratch(x.delta.line)
@@ -535,11 +546,11 @@ def _forward(
             if kept.size:
                 k = (item * plan.chunks + start // CHUNK) * h.size
                 kept[k : k + h.size] = h
-            _read_chunk(x, tile, start, count, has_softplus, reverse, scratch)
+            _read_chunk(x, tile, start, count, has_softplus, scratch)
             for n in range(0, plan.state, BLOCK):
-                _scan_block(x, tile, n, start, count, reverse, scratch, a, h)
+                _scan_block(x, tile, n, start, count, scratch, a, h)
             for i in range(count):
-                t = _frame(tile, start + i, reverse)
+                t = _frame(tile, start + i)
                 y = load(scratch.sums, i * LANES)
                 if x.z.line.size:
                     z = load_first(x.z.line, _address(x.z, tile, t), width)
@@ -582,13 +593,12 @@ def _read_slopes(
     tile: _Tile,
     first: int,
     count: int,
-    reverse: bool,
     slopes: _Slopes,
 ) -> None:
     """Take the gradient of a chunk's outputs through the gate, and forget the other gradients."""
     zero = filled(x.delta.line, 0)
     for i in range(count):
-        t = _frame(tile, first + i, reverse)
+        t = _frame(tile, first + i)
         dy = load_first(d_out.line, _address(d_out, tile, t), tile.width)
         if x.z.line.size:
             z = load_first(x.z.line, _address(x.z, tile, t), tile.width)
@@ -605,7 +615,6 @@ def _recompute_block(
     n: int,
     first: int,
     count: int,
-    reverse: bool,
     scratch: _Scratch,
     slopes: _Slopes,
     a: np.ndarray,
@@ -616,7 +625,7 @@ def _recompute_block(
     a0, a1, a2, a3 = load(a, n0), load(a, n1), load(a, n2), load(a, n3)
     h0, h1, h2, h3 = load(h, n0), load(h, n1), load(h, n2), load(h, n3)
     for i in range(count):
-        t = _frame(tile, first + i, reverse)
+        t = _frame(tile, first + i)
         step, v = load(scratch.steps, i * LANES), load(scratch.inputs, i * LANES)
         y = load(scratch.sums, i * LANES)
         b = tile.b_start + t * x.B.length + n
@@ -653,7 +662,6 @@ def _differentiate_block(
     n: int,
     first: int,
     count: int,
-    reverse: bool,
     scratch: _Scratch,
     slopes: _Slopes,
     a: np.ndarray,
@@ -670,7 +678,7 @@ def _differentiate_block(
     db_start = tile.b * gradients.dB.batch + span * gradients.dB.group + n
     dc_start = tile.b * gradients.dC.batch + span * gradients.dC.group + n
     for i in range(count - 1, -1, -1):
-        t = _frame(tile, first + i, reverse)
+        t = _frame(tile, first + i)
         step, v = load(scratch.steps, i * LANES), load(scratch.inputs, i * LANES)
         dy = load(slopes.outputs, i * LANES)
         dv, dstep = load(slopes.inputs, i * LANES), load(slopes.steps, i * LANES)
@@ -729,7 +737,6 @@ def _write_chunk(
     first: int,
     count: int,
     has_softplus: bool,
-    reverse: bool,
     scratch: _Scratch,
     slopes: _Slopes,
     sums: np.ndarray,
@@ -745,7 +752,7 @@ def _write_chunk(
         skip = load_first(x.D, tile.channel, tile.width)
     d_skip, d_bias = load(sums, 0), load(sums, LANES)
     for i in range(count):
-        t = _frame(tile, first + i, reverse)
+        t = _frame(tile, first + i)
         u = load_first(x.u.line, _address(x.u, tile, t), tile.width)
         dy, dv = load(slopes.outputs, i * LANES), load(slopes.inputs, i * LANES)
         du = dv * load(scratch.steps, i * LANES) + dy * skip
@@ -786,7 +793,6 @@ def _backward(
     gradients: _GradientViews,
     plan: _Plan,
     has_softplus: bool,
-    reverse: bool,
 ) -> None:
     """Differentiate the spans ``first .. last`` of all (batch, span)."""
     like = x.delta.line
@@ -814,10 +820,10 @@ def _backward(
                 count = min(CHUNK, tile.end - start)
                 k = ((b * plan.tiles + index) * plan.chunks + chunk) * size
                 h[:] = kept[k : k + size]
-                _read_chunk(x, tile, start, count, has_softplus, reverse, scratch)
-                _read_slopes(x, d_out, tile, start, count, reverse, slopes)
+                _read_chunk(x, tile, start, count, has_softplus, scratch)
+                _read_slopes(x, d_out, tile, start, count, slopes)
                 for n in range(0, plan.state, BLOCK):
-                    _recompute_block(x, tile, n, start, count, reverse, scratch, slopes, a, h)
+                    _recompute_block(x, tile, n, start, count, scratch, slopes, a, h)
                     _differentiate_block(
                         x,
                         gradients,
@@ -826,7 +832,6 @@ def _backward(
                         n,
                         start,
                         count,
-                        reverse,
                         scratch,
                         slopes,
                         a,
@@ -842,7 +847,6 @@ def _backward(
                     start,
                     count,
                     has_softplus,
-                    reverse,
                     scratch,
                     slopes,
                     sums,

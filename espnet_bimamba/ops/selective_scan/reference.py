@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espnet_bimamba.ops.lengths import zero_padding
+from espnet_bimamba.ops.lengths import halves, zero_padding
 
 
 def selective_scan(
@@ -21,6 +21,7 @@ def selective_scan(
     *,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Compute the scan step by step, differentiable by autograd.
@@ -33,14 +34,39 @@ def selective_scan(
         out[t] = y[t] * silu(z[t])
 
     ``h[-1]`` is ``initial_state`` or zero. With ``reverse`` time runs from the last frame of
-    each sequence to its first, and ``h[t-1]`` reads ``h[t+1]``. This is equation 2 of "Mamba:
-    Linear-Time Sequence Modeling with Selective State Spaces" with the Euler form of the input
-    matrix, as mamba-ssm's ``selective_scan_ref`` has it. State, ``A``, ``D`` and ``dt`` are
+    each sequence to its first, and ``h[t-1]`` reads ``h[t+1]``. With ``bidirectional`` the two
+    halves of the channels are two scans, the second against the first. This is equation 2 of
+    "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" with the Euler form of the
+    input matrix, as mamba-ssm's ``selective_scan_ref`` has it. State, ``A``, ``D`` and ``dt`` are
     float32, or float64 where ``u`` is.
 
     Arguments, shapes and errors: see :func:`espnet_bimamba.ops.selective_scan`.
     """
     dtype = torch.promote_types(u.dtype, torch.float32)
+    if bidirectional:
+        parts = halves(
+            u=(u, 1),
+            delta=(delta, 1),
+            A=(A, 0),
+            B=_with_axis_of_halves(B, dtype),
+            C=_with_axis_of_halves(C, dtype),
+            D=(D, 0),
+            z=(z, 1),
+            delta_bias=(delta_bias, 0),
+            initial_state=(initial_state, 1),
+        )
+        results = [
+            selective_scan(
+                **part,
+                delta_softplus=delta_softplus,
+                return_last_state=True,
+                reverse=backwards,
+                lengths=lengths,
+            )
+            for part, backwards in zip(parts, (reverse, not reverse), strict=True)
+        ]
+        out, h = (torch.cat(pair, dim=1) for pair in zip(*results, strict=True))
+        return (out, h) if return_last_state else out
     length = u.shape[-1]
     u_, B_, C_ = (zero_padding(x.to(dtype), lengths) for x in (u, _in_time(B, u), _in_time(C, u)))
     dt = _step_size(delta.to(dtype), delta_bias, delta_softplus, lengths)
@@ -65,6 +91,22 @@ def selective_scan(
         y = y * F.silu(zero_padding(z.to(dtype), lengths))
     out = zero_padding(y, lengths).to(u.dtype)
     return (out, h) if return_last_state else out
+
+
+def _with_axis_of_halves(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """Return B or C with the axis along which it can be split into those of either half."""
+    # In `dtype`, since the gradient of a group that both halves share is the sum of theirs.
+    return (x, 0) if x.dim() == 2 else (in_whole_halves(x.to(dtype)), 1)
+
+
+def in_whole_halves(x: Tensor) -> Tensor:
+    """Regroup B or C (batch, [group,] state, length) so that no group has channels of both halves.
+
+    Returns:
+        (batch, group, state, length) with an even number of groups.
+    """
+    x = x[:, None] if x.dim() == 3 else x
+    return x.repeat_interleave(2, dim=1) if x.shape[1] % 2 else x
 
 
 def _step_size(

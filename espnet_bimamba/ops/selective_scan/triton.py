@@ -63,11 +63,24 @@ def selective_scan(
     *,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.selective_scan` on CUDA tensors."""
     out, last_state = _SelectiveScan.apply(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, lengths
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        initial_state,
+        lengths,
+        delta_softplus,
+        reverse,
+        bidirectional,
     )
     return (out, last_state) if return_last_state else out
 
@@ -85,14 +98,11 @@ class _SelectiveScan(torch.autograd.Function):
         z: Tensor | None,
         delta_bias: Tensor | None,
         initial_state: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
         lengths: Tensor | None,
+        *options: bool,
     ) -> tuple[Tensor, Tensor]:
-        plan = Plan.of(u, A, B, C, multiprocessors(u.device))
-        scan = _Scan(
-            u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, delta_softplus, reverse
-        )
+        scan = _Scan(u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, *options)
+        plan = Plan.of(u, A, B, C, multiprocessors(u.device), scan.bidirectional)
         out = empty_laid_out_like(u)
         last_state = u.new_empty(plan.batch, plan.dim, plan.state, dtype=torch.float32)
         keep = any(ctx.needs_input_grad)
@@ -111,8 +121,8 @@ class _SelectiveScan(torch.autograd.Function):
             **scan.options(),
         )
         if keep:
-            ctx.save_for_backward(*scan[:-2], kept)
-            ctx.plan, ctx.options = plan, scan[-2:]
+            ctx.save_for_backward(*scan[: -len(options)], kept)
+            ctx.plan, ctx.options = plan, options
         return out, last_state
 
     @staticmethod
@@ -148,8 +158,7 @@ class _SelectiveScan(torch.autograd.Function):
             None if scan.delta_bias is None else d_bias.sum((0, 1)).to(scan.delta_bias.dtype),
             None if scan.initial_state is None else d_start.to(scan.initial_state.dtype),
             None,
-            None,
-            None,
+            *(None for _ in ctx.options),
         )
 
 
@@ -182,6 +191,7 @@ class _Scan(NamedTuple):
     lengths: Tensor | None
     softplus: bool
     reverse: bool
+    bidirectional: bool
 
     def arguments(self) -> tuple[Any, ...]:
         """Return what every kernel takes first."""
@@ -199,6 +209,7 @@ class _Scan(NamedTuple):
             "C_CONSTANT": self.C.dim() == 2,
             "SOFTPLUS": self.softplus,
             "REVERSE": self.reverse,
+            "BIDIRECTIONAL": self.bidirectional,
         }
 
     def _matrix(self, x: Tensor) -> _Matrix:
@@ -237,7 +248,7 @@ class Plan(NamedTuple):
         dim: Channels.
         length: Frames.
         state: States a channel.
-        group: Channels that share their B and their C; no block goes beyond them.
+        group: Channels that share their B, their C and their direction; no block goes beyond them.
         segments: Parts of the time that run side by side.
     """
 
@@ -249,10 +260,19 @@ class Plan(NamedTuple):
     segments: int
 
     @classmethod
-    def of(cls, u: Tensor, A: Tensor, B: Tensor, C: Tensor, processors: int) -> "Plan":
+    def of(
+        cls,
+        u: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        processors: int,
+        bidirectional: bool = False,
+    ) -> "Plan":
         """Cut the scan of these tensors for a card of so many multiprocessors."""
         batch, dim, length = u.shape
-        group = dim // math.lcm(*(x.shape[1] for x in (B, C) if x.dim() == 4))
+        directions = 2 if bidirectional else 1
+        group = dim // math.lcm(directions, *(x.shape[1] for x in (B, C) if x.dim() == 4))
         uncut = cls(batch, dim, length, A.shape[1], group, 1)
         return uncut._replace(segments=segments_for(uncut.programs, uncut.chunks, processors))
 
@@ -436,9 +456,15 @@ def _step_size(raw, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _frame_of_step(step, end, REVERSE: tl.constexpr):
+def _runs_back(first, dim, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr):
+    """Return whether the block that begins with channel ``first`` runs from the last frame on."""
+    return (first >= dim // 2) != REVERSE if BIDIRECTIONAL else tl.full((), REVERSE, tl.int1)
+
+
+@triton.jit
+def _frame_of_step(step, end, backwards):
     """Return the frame that a step of the scan reads; the first step of all reads an end."""
-    return tl.cast(end - 1 - step if REVERSE else step, tl.int64)
+    return tl.cast(tl.where(backwards, end - 1 - step, step), tl.int64)
 
 
 @triton.jit
@@ -452,7 +478,7 @@ def _segment_state_kernel(
     state_after, time_spent,
     length, segment_length, segments, dim, state, group, blocks,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """First pass, forward: the state that each segment reaches from zero, and its total time.
@@ -469,9 +495,10 @@ def _segment_state_kernel(
     h = tl.zeros((N, D), tl.float32)
     total = tl.zeros((D,), tl.float32)
     end = _end(lengths, row, length)
+    backwards = _runs_back(first, dim, REVERSE, BIDIRECTIONAL)
     begin = segment * segment_length
     for step in tl.range(begin, tl.minimum(begin + segment_length, end), num_stages=STAGES):
-        time = _frame_of_step(step, end, REVERSE)
+        time = _frame_of_step(step, end, backwards)
         x = _frame(u, row, channels, time, mask)
         dt = _step_size(_frame(delta, row, channels, time, mask) + biases, SOFTPLUS)
         b = _matrix(B, b_constant, row, first, states, time, state, B_CONSTANT)
@@ -489,7 +516,7 @@ def _segment_gradient_kernel(
     gradient_before, time_spent,
     length, segment_length, segments, dim, state, group, blocks,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """First pass, backward: what each segment's outputs alone give to the state before it.
@@ -505,10 +532,11 @@ def _segment_gradient_kernel(
     dh = tl.zeros((N, D), tl.float32)
     total = tl.zeros((D,), tl.float32)
     end = _end(lengths, row, length)
+    backwards = _runs_back(first, dim, REVERSE, BIDIRECTIONAL)
     begin = segment * segment_length
     steps = tl.minimum(begin + segment_length, end) - begin
     for i in tl.range(0, steps, num_stages=STAGES):
-        time = _frame_of_step(begin + steps - 1 - i, end, REVERSE)
+        time = _frame_of_step(begin + steps - 1 - i, end, backwards)
         dt = _step_size(_frame(delta, row, channels, time, mask) + biases, SOFTPLUS)
         dy = _frame(d_out, row, channels, time, mask)
         if z is not None:
@@ -555,7 +583,7 @@ def _forward_kernel(
     start, out, kept, last_state,
     length, segment_length, segments, dim, state, group, blocks,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Scan one segment from ``start`` (batch, segments, dim, state), or from zero without one.
@@ -577,6 +605,7 @@ def _forward_kernel(
         place = (row * segments + segment) * dim * state
         h = tl.load(start + place + by_channel, mask=tile, other=0)
     end = _end(lengths, row, length)
+    backwards = _runs_back(first, dim, REVERSE, BIDIRECTIONAL)
     begin = segment * segment_length
     stop = tl.minimum(begin + segment_length, length)
     for chunk_begin in range(begin, tl.minimum(stop, end), CHUNK):
@@ -585,7 +614,7 @@ def _forward_kernel(
             tl.store(kept + place + by_state, h, mask=tile)
         chunk_end = tl.minimum(chunk_begin + CHUNK, end)
         for step in tl.range(chunk_begin, chunk_end, num_stages=STAGES):
-            time = _frame_of_step(step, end, REVERSE)
+            time = _frame_of_step(step, end, backwards)
             x = _frame(u, row, channels, time, mask)
             dt = _step_size(_frame(delta, row, channels, time, mask) + biases, SOFTPLUS)
             b = _matrix(B, b_constant, row, first, states, time, state, B_CONSTANT)
@@ -610,7 +639,7 @@ def _backward_kernel(
     du, d_delta, dz, dA, dB, dC, d_skip, d_bias, d_start,
     length, segment_length, segments, dim, state, group, blocks,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, BIDIRECTIONAL: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Differentiate one segment, last chunk first, from ``d_end`` (batch, segments, dim, state).
@@ -639,6 +668,7 @@ def _backward_kernel(
     d_skips, d_biases = tl.zeros((D,), tl.float32), tl.zeros((D,), tl.float32)
 
     end = _end(lengths, row, length)
+    backwards = _runs_back(first, dim, REVERSE, BIDIRECTIONAL)
     begin = segment * segment_length
     stop = tl.minimum(begin + segment_length, length)
     chunks = tl.cdiv(tl.maximum(tl.minimum(stop, end) - begin, 0), CHUNK)
@@ -650,7 +680,7 @@ def _backward_kernel(
         # Threads may read back what others wrote: before that and before it is overwritten.
         tl.debug_barrier()
         for j in tl.range(0, steps, num_stages=STAGES):
-            time = _frame_of_step(chunk_begin + j, end, REVERSE)
+            time = _frame_of_step(chunk_begin + j, end, backwards)
             tl.store(own + j * (N * D), h)
             x = _frame(u, row, channels, time, mask)
             dt = _step_size(_frame(delta, row, channels, time, mask) + biases, SOFTPLUS)
@@ -659,7 +689,7 @@ def _backward_kernel(
         tl.debug_barrier()
         for k in tl.range(0, steps, num_stages=STAGES):
             j = steps - 1 - k
-            time = _frame_of_step(chunk_begin + j, end, REVERSE)
+            time = _frame_of_step(chunk_begin + j, end, backwards)
             before = tl.load(own + j * (N * D))
             x = _frame(u, row, channels, time, mask)
             raw = _frame(delta, row, channels, time, mask) + biases
