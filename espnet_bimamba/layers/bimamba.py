@@ -3,11 +3,19 @@
 from typing import Any, Literal, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bimamba.errors import OptionError, ShapeError
 from espnet_bimamba.layers.checks import check_mixer_options, refuse_other_kinds
-from espnet_bimamba.layers.mamba import Mamba, SelectiveSSM, masked_frames, resolve_dt_rank
+from espnet_bimamba.layers.mamba import (
+    Mamba,
+    SelectiveSSM,
+    is_plain,
+    masked_frames,
+    resolve_dt_rank,
+    scan_both,
+)
 
 FUSIONS = ("add", "concat")
 
@@ -92,10 +100,28 @@ class InnBiMamba(_Bidirectional):
             ShapeError: ``x`` has another shape.
             LengthsError: ``lengths`` does not describe the batch.
         """
-        x = masked_frames(x, self.d_model, lengths)
-        x, z = self.in_proj(x).chunk(2, dim=-1)
-        y = self.forward_ssm.scan(x, z, lengths) + self.backward_ssm.scan(x, z, lengths)
-        return self.out_proj(y)
+        xz = self.in_proj(masked_frames(x, self.d_model, lengths))
+        # Both directions in one launch need a copy of x and z for either. On the CPU that costs
+        # more than a second call.
+        scan = self.scan_apart if xz.device.type == "cpu" else self.scan_together
+        return self.out_proj(scan(xz, lengths))
+
+    def scan_apart(self, xz: Tensor, lengths: Tensor | None) -> Tensor:
+        """Scan ``xz`` (batch, length, 2 * d_inner) in either direction; return the sum.
+
+        Returns:
+            ``(batch, length, d_inner)``.
+        """
+        x, z = xz.chunk(2, dim=-1)
+        return self.forward_ssm.scan(x, z, lengths) + self.backward_ssm.scan(x, z, lengths)
+
+    def scan_together(self, xz: Tensor, lengths: Tensor | None) -> Tensor:
+        """Do what :meth:`scan_apart` does, with one call of each operator for both directions."""
+        twice = xz.unflatten(-1, (2, 1, -1)).expand(-1, -1, -1, 2, -1).flatten(2)
+        x, z = twice.chunk(2, dim=-1)
+        y = scan_both((self.forward_ssm, self.backward_ssm), x, z, lengths)
+        ahead, back = y.chunk(2, dim=-1)
+        return ahead + back
 
 
 class ExtBiMamba(_Bidirectional):
@@ -136,8 +162,37 @@ class ExtBiMamba(_Bidirectional):
 
         Arguments, result and errors: see :meth:`InnBiMamba.forward`.
         """
+        run = self.shared_forward if self._can_share() else self.plain_forward
+        return run(x, lengths)
+
+    def plain_forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Call one Mamba after the other: what a mixer of two Mambas is by definition."""
         ahead, back = self.forward_mamba(x, lengths), self.backward_mamba(x, lengths)
+        return ahead + back if self.fusion == "add" else self._concatenated([ahead, back], lengths)
+
+    def shared_forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Do what :meth:`plain_forward` does with one product and one launch for both directions.
+
+        In half precision more precisely: with fusion ``add`` the sum alone is rounded.
+        """
+        x = masked_frames(x, self.d_model, lengths)
+        mambas = (self.forward_mamba, self.backward_mamba)
+        (x_ahead, z_ahead), (x_back, z_back) = (m.in_proj.weight.chunk(2) for m in mambas)
+        x, z = F.linear(x, torch.cat([x_ahead, x_back, z_ahead, z_back])).chunk(2, dim=-1)
+        y = scan_both(mambas, x, z, lengths)
         if self.fusion == "add":
-            return ahead + back
-        fused = self.fusion_proj(torch.cat([ahead, back], dim=-1))
+            return F.linear(y, torch.cat([m.out_proj.weight for m in mambas], dim=1))
+        outputs = [m.out_proj(half) for m, half in zip(mambas, y.chunk(2, dim=-1), strict=True)]
+        return self._concatenated(outputs, lengths)
+
+    def _concatenated(self, outputs: list[Tensor], lengths: Tensor | None) -> Tensor:
+        fused = self.fusion_proj(torch.cat(outputs, dim=-1))
         return masked_frames(fused, self.d_model, lengths)
+
+    def _can_share(self) -> bool:
+        mambas = (self.forward_mamba, self.backward_mamba)
+        projections = [projection for m in mambas for projection in (m.in_proj, m.out_proj)]
+        return all(is_plain(mamba, Mamba) for mamba in mambas) and all(
+            is_plain(projection, nn.Linear) and projection.bias is None
+            for projection in projections
+        )

@@ -140,7 +140,7 @@ class SelectiveSSM(nn.Module):
         return {
             "u": convolved,
             # The bias of the step sizes is in dt_proj, so `delta_bias` stays empty.
-            "delta": self._step_sizes(dt).transpose(1, 2),
+            "delta": self.step_sizes(dt).transpose(1, 2),
             "A": -torch.exp(at_least_float32(self.A_log)),
             "B": B.transpose(1, 2),
             "C": C.transpose(1, 2),
@@ -149,7 +149,7 @@ class SelectiveSSM(nn.Module):
             "delta_softplus": True,
         }
 
-    def _step_sizes(self, dt: Tensor) -> Tensor:
+    def step_sizes(self, dt: Tensor) -> Tensor:
         """Project the step sizes, under autocast as well in the precision of the parameters.
 
         Their bias does not survive bfloat16.
@@ -158,6 +158,92 @@ class SelectiveSSM(nn.Module):
             return self.dt_proj(dt)
         with torch.autocast(dt.device.type, enabled=False):
             return self.dt_proj(dt.to(self.A_log.dtype))
+
+
+def scan_both(
+    ssms: tuple[SelectiveSSM, SelectiveSSM], x: Tensor, z: Tensor, lengths: Tensor | None
+) -> Tensor:
+    """Do what either's :meth:`SelectiveSSM.scan` does, with one call of each operator for both.
+
+    Args:
+        ssms: Of the same sizes, the second against the direction of the first.
+        x: ``(batch, length, 2 * d_inner)``, the input of the first and beside it the second's.
+        z: Like ``x``.
+        lengths: ``(batch,)`` or None.
+
+    Returns:
+        ``(batch, length, 2 * d_inner)``, zero past each sequence's end.
+    """
+    directions: dict[str, Any] = {
+        "reverse": ssms[0].reverse,
+        "bidirectional": True,
+        "lengths": lengths,
+    }
+    convolved = causal_conv1d(
+        x=x.transpose(1, 2),
+        weight=torch.cat([ssm.conv1d.weight for ssm in ssms]).squeeze(1),
+        bias=torch.cat([cast(Tensor, ssm.conv1d.bias) for ssm in ssms]),
+        activation="silu",
+        **directions,
+    )
+    y = selective_scan(**_inputs_of_both(ssms, cast(Tensor, convolved), z), **directions)
+    return cast(Tensor, y).transpose(1, 2)
+
+
+def _inputs_of_both(
+    ssms: tuple[SelectiveSSM, SelectiveSSM], convolved: Tensor, z: Tensor
+) -> dict[str, Any]:
+    # Cut where channels are last: their gradients are put together in the order of memory.
+    halves = convolved.transpose(1, 2).chunk(2, dim=-1)
+    projected = [ssm.x_proj(half) for ssm, half in zip(ssms, halves, strict=True)]
+    rank = ssms[0].dt_rank
+    B, C = torch.stack([x[..., rank:] for x in projected], dim=1).chunk(2, dim=-1)
+    return {
+        "u": convolved,
+        "delta": _step_sizes_of_both(ssms, [x[..., :rank] for x in projected]).transpose(1, 2),
+        "A": -torch.exp(at_least_float32(torch.cat([ssm.A_log for ssm in ssms]))),
+        "B": B.transpose(2, 3),
+        "C": C.transpose(2, 3),
+        "D": at_least_float32(torch.cat([ssm.D for ssm in ssms])),
+        "z": z.transpose(1, 2),
+        "delta_softplus": True,
+    }
+
+
+def _step_sizes_of_both(ssms: tuple[SelectiveSSM, SelectiveSSM], dts: list[Tensor]) -> Tensor:
+    """Project both ``(batch, length, dt_rank)`` to one ``(batch, length, 2 * d_inner)``."""
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if recorded or not all(is_plain(ssm.dt_proj, nn.Linear) for ssm in ssms):
+        steps = [ssm.step_sizes(dt) for ssm, dt in zip(ssms, dts, strict=True)]
+        return torch.cat(steps, dim=-1)
+    # Each writes its half: on the CPU the copy, and above all the memory that it takes from the
+    # system afresh, would cost a long signal more than all that is saved.
+    batch, length, _ = dts[0].shape
+    weight = ssms[0].dt_proj.weight
+    steps_of_both = weight.new_empty(batch * length, 2 * ssms[0].d_inner)
+    for half, ssm, dt in zip(steps_of_both.chunk(2, dim=-1), ssms, dts, strict=True):
+        # In the precision of the parameters: autocast leaves alone what has an `out`.
+        rows, dt_proj = dt.flatten(0, 1).to(weight.dtype), ssm.dt_proj
+        torch.addmm(dt_proj.bias, rows, dt_proj.weight.t(), out=half)
+    return steps_of_both.unflatten(0, (batch, length))
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of ``module`` does what ``kind`` does with these parameters, and no more.
+
+    Not so where it was replaced (int8, LoRA adapters), given a forward of its own, carries hooks
+    (of pruning and of older weight norm, too), or its weight is a tensor of another kind, quantised
+    or in shards.
+    """
+    return (
+        type(module) is kind
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and "forward" not in module.__dict__
+        and not any(hasattr(x, "__tensor_flatten__") for x in module._parameters.values())
+    )
 
 
 class Mamba(SelectiveSSM):

@@ -72,9 +72,19 @@ def mamba(
     stored_dt: Rounding = exactly,
 ) -> Tensor:
     """One direction of Algorithm 2: (L, D) to (L, D)."""
+    return stored(unrounded_mamba(x, weights, backward, stored, stored_dt))
+
+
+def unrounded_mamba(
+    x: Tensor,
+    weights: Weights,
+    backward: bool = False,
+    stored: Rounding = exactly,
+    stored_dt: Rounding = exactly,
+) -> Tensor:
     u, z = stored(linear(x, weights, "in_proj")).chunk(2, dim=-1)
     y = gated(u, z, weights, backward, stored, stored_dt)
-    return stored(linear(y, weights, "out_proj"))
+    return linear(y, weights, "out_proj")
 
 
 def mamba_reversed(x: Tensor, weights: Weights, **rounding: Rounding) -> Tensor:
@@ -94,7 +104,16 @@ def algorithm_1(
 def algorithm_2(
     x: Tensor, weights: Weights, stored: Rounding = exactly, stored_dt: Rounding = exactly
 ) -> Tensor:
-    """ExtBiMamba without its norm and residual, the directions added."""
+    """ExtBiMamba without its norm and residual, the directions added in one product."""
+    ahead = unrounded_mamba(x, part(weights, "forward_mamba"), False, stored, stored_dt)
+    back = unrounded_mamba(x, part(weights, "backward_mamba"), True, stored, stored_dt)
+    return stored(ahead + back)
+
+
+def algorithm_2_apart(
+    x: Tensor, weights: Weights, stored: Rounding = exactly, stored_dt: Rounding = exactly
+) -> Tensor:
+    """ExtBiMamba without its norm and residual, the directions written and then added."""
     ahead = mamba(x, part(weights, "forward_mamba"), False, stored, stored_dt)
     back = mamba(x, part(weights, "backward_mamba"), True, stored, stored_dt)
     return stored(ahead + back)

@@ -83,7 +83,8 @@ def test_autocast_over_a_half_precision_module(case, dtype):
 @every_mixer
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "whole_module"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_the_scan_is_given_A_and_D_in_float32(case, dtype, autocast, monkeypatch):
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_the_scan_is_given_A_and_D_in_float32(case, grad, dtype, autocast, monkeypatch):
     seen, scan = [], mamba.selective_scan
 
     def spy(**inputs):
@@ -93,7 +94,7 @@ def test_the_scan_is_given_A_and_D_in_float32(case, dtype, autocast, monkeypatch
     monkeypatch.setattr(mamba, "selective_scan", spy)
     mixer = case.build(16, dtype=torch.float32 if autocast else dtype)
     x = inputs(3, 40, 16, dtype=torch.float32 if autocast else dtype)
-    with torch.autocast("cpu", dtype, enabled=autocast):
+    with torch.autocast("cpu", dtype, enabled=autocast), torch.set_grad_enabled(grad):
         mixer(x, LENGTHS)
     # Half precision is what projections write; step sizes have their parameters' precision.
     half = dict.fromkeys(("u", "B", "C"), dtype)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espnet_bimamba.layers import build_mixer
+from espnet_bimamba.layers import ExtBiMamba, InnBiMamba, build_mixer
 from espnet_bimamba.layers.mamba import Mamba
 from tests.layers import plain
 from tests.tolerances import assert_close
@@ -47,6 +47,19 @@ class Case:
         return out
 
 
+class SharingInnBiMamba(InnBiMamba):
+    """Scans as it does on a card."""
+
+    scan_apart = InnBiMamba.scan_together
+
+
+class PlainExtBiMamba(ExtBiMamba):
+    """Calls one Mamba after the other, as with projections that are no plain ``nn.Linear``."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.plain_forward(x, lengths)
+
+
 MIXERS = {
     "mamba": Case(build_mixer, plain.mamba, {"mamba_type": "mamba"}),
     "mamba_reversed": Case(Mamba, plain.mamba_reversed, {"reverse": True}),
@@ -54,11 +67,13 @@ MIXERS = {
     "extbimamba_add": Case(
         build_mixer, plain.algorithm_2, {"mamba_type": "extbimamba", "fusion": "add"}
     ),
+    "innbimamba_sharing": Case(SharingInnBiMamba, plain.algorithm_1, {}),
+    "extbimamba_plain": Case(PlainExtBiMamba, plain.algorithm_2_apart, {}),
     "extbimamba_concat": Case(
         build_mixer, plain.algorithm_2_concat, {"mamba_type": "extbimamba", "fusion": "concat"}
     ),
 }
-BIDIRECTIONAL = ("innbimamba", "extbimamba_add", "extbimamba_concat")
+BIDIRECTIONAL = tuple(name for name in MIXERS if "bimamba" in name)
 
 every_mixer = pytest.mark.parametrize("case", MIXERS.values(), ids=MIXERS)
 
