@@ -33,7 +33,7 @@ FLOORS = {
 }
 
 ESPNET = {"espnet", "espnet2", "espnet3"}
-KERNELS = {"numba", "triton", "mamba_ssm", "causal_conv1d"}
+KERNELS = {"numba", "triton", "mamba_ssm", "causal_conv1d", "kernels"}
 # Prefix of modules -> what none of them imports anywhere.
 FORBIDDEN = {
     "espnet_bimamba.ops": ESPNET,
@@ -41,7 +41,7 @@ FORBIDDEN = {
     "espnet_bimamba.encoders": KERNELS
     | {
         f"espnet_bimamba.ops.{name}"
-        for name in (*OPERATORS, "backends", "cpu_runtime", "triton_runtime")
+        for name in (*OPERATORS, "backends", "cpu_runtime", "triton_runtime", "fused_runtime")
     },
     "espnet_bimamba.registry": KERNELS | {"torch", "numpy"},
     "espnet_bimamba.startup": KERNELS | ESPNET | {"torch", "numpy"},

@@ -7,9 +7,13 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from espnet_bimamba import __version__, registry
 from espnet_bimamba.errors import BiMambaError
+
+if TYPE_CHECKING:
+    from espnet_bimamba.ops.backends import Backend
 
 PACKAGES = ("torch", "espnet", "numba", "triton", "mamba-ssm", "causal-conv1d")
 
@@ -112,9 +116,7 @@ def _report_backends() -> bool:
     print("\nBackends")
     for operator in OPERATORS:
         for backend in BACKENDS.values():
-            reason, remedy = backend.unavailable(operator), backend.remedy(operator)
-            state = f"no: {reason}" if reason else "available"
-            _row(f"{operator}: {backend.name}", state + (f" (remedy: {remedy})" if remedy else ""))
+            _row(f"{operator}: {backend.name}", _state(backend, operator))
 
     print("\nChosen for float32 tensors")
     usable = _report_choices("cpu")
@@ -123,6 +125,18 @@ def _report_backends() -> bool:
         return usable
     _row("GPU", torch.cuda.get_device_name())
     return _report_choices("cuda") or usable
+
+
+def _state(backend: "Backend", operator: str) -> str:
+    from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE
+
+    if backend.only_by_name and os.environ.get(ENVIRONMENT_VARIABLE) != backend.name:
+        # Its files are not even imported: that may download what nobody asked for.
+        present = backend.probe() or "installed"
+        return f"only by name, {ENVIRONMENT_VARIABLE}={backend.name} ({present})"
+    reason, remedy = backend.unavailable(operator), backend.remedy(operator)
+    state = f"no: {reason}" if reason else "available"
+    return f"{state} (remedy: {remedy})" if remedy else state
 
 
 def _report_choices(device: str) -> bool:

@@ -61,6 +61,7 @@ class Backend:
         devices: Device types it serves; empty means any.
         devices_by_name: Says which device types it serves besides, but only when asked for by
             name.
+        only_by_name: Whether it is taken, and its files imported, only when asked for by name.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Backend:
     install_hint: str
     devices: tuple[str, ...] = ()
     devices_by_name: Callable[[], tuple[str, ...]] = tuple
+    only_by_name: bool = False
 
     def unavailable(self, operator: str) -> str | None:
         """Why ``operator`` cannot run on this machine with this backend, or None if it can."""
@@ -95,6 +97,8 @@ class Backend:
         devices = self.devices + (self.devices_by_name() if by_name else ())
         if self.devices and call.device not in devices:
             return f"it serves {' and '.join(devices)} tensors, these are on {call.device}"
+        if self.only_by_name and not by_name:
+            return "taken only when asked for by name"
         return self.unavailable(call.operator) or self.supports(call)
 
     def function(self, operator: str) -> Callable:
@@ -169,6 +173,11 @@ def _triton_supports(call: Call) -> str | None:
     return None
 
 
+_HUB_KERNELS = (
+    "pip install 'espnet-bimamba[hub-kernels]' and ESPNET_BIMAMBA_BACKEND=hub_kernels take "
+    "ready-built ones from the Hugging Face Hub"
+)
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -178,7 +187,7 @@ BACKENDS: dict[str, Backend] = {
             supports=_mamba_ssm_supports,
             install_hint=(
                 "pip install --no-build-isolation 'espnet-bimamba[cuda]' builds it "
-                "(needs nvcc; set MAMBA_KEEP_CUDA_BUILD=TRUE)"
+                f"(needs nvcc; set MAMBA_KEEP_CUDA_BUILD=TRUE); without a compiler {_HUB_KERNELS}"
             ),
             devices=("cuda",),
         ),
@@ -202,6 +211,14 @@ BACKENDS: dict[str, Backend] = {
             probe=lambda: None,
             supports=_always,
             install_hint="it is always there",
+        ),
+        Backend(
+            name="hub_kernels",
+            probe=functools.partial(_missing, "kernels"),
+            supports=_mamba_ssm_supports,
+            install_hint=_HUB_KERNELS,
+            devices=("cuda",),
+            only_by_name=True,
         ),
     )
 }
@@ -261,7 +278,7 @@ def _log(call: Call, choice: Choice) -> None:
     why = "; ".join(f"{name}: {reason}" for name, reason in choice.rejected.items())
     message = f"{call.operator} on {call.device} runs with backend {choice.backend.name!r}"
     if slow:
-        fast = [b for b in BACKENDS.values() if call.device in b.devices]
+        fast = [b for b in BACKENDS.values() if call.device in b.devices and not b.only_by_name]
         hints = [hint for b in fast if (hint := b.remedy(call.operator))]
         message += ", which is slow"
         message += f". To have a fast one: {' or '.join(hints)}" if hints else ""

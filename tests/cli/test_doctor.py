@@ -1,6 +1,7 @@
 """`espnet-bimamba doctor`: what it says and when it says no."""
 
 import platform
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -66,6 +67,24 @@ def test_a_backend_that_is_out_says_why_and_what_to_do(report, monkeypatch):
     assert status == 0, "the reference still runs"
     assert rows["selective_scan: cpu"] == "no: numba is broken (remedy: pip install numba)"
     assert rows["selective_scan on cpu"] == "reference"
+
+
+def test_the_ready_built_kernels_are_a_remedy_and_not_downloaded(report, monkeypatch):
+    def import_failure(operator, name):
+        assert name != "hub_kernels", "importing it downloads"
+
+    monkeypatch.setattr(backends, "_import_failure", import_failure)
+    for missing, state in (
+        ("not installed: kernels", "not installed: kernels"),
+        (None, "installed"),
+    ):
+        hub = replace(backends.BACKENDS["hub_kernels"], probe=lambda missing=missing: missing)
+        monkeypatch.setitem(backends.BACKENDS, "hub_kernels", hub)
+        _, rows = report()
+        by_name = f"only by name, ESPNET_BIMAMBA_BACKEND=hub_kernels ({state})"
+        assert rows["selective_scan: hub_kernels"] == by_name
+    remedy = "without a compiler pip install 'espnet-bimamba[hub-kernels]'"
+    assert remedy in rows["selective_scan: mamba_ssm"]
 
 
 def test_without_any_backend_it_is_not_ready(report, monkeypatch, capsys):

@@ -98,6 +98,19 @@ def test_an_explicit_backend_never_falls_back(table):
     )
 
 
+def test_what_is_taken_only_by_name_is_not_even_imported(table, monkeypatch):
+    table(replace(fake("hub"), only_by_name=True), fake("second"))
+    imported = []
+    monkeypatch.setattr(backends, "_import_failure", lambda _, name: imported.append(name))
+    choice = backends.choose(CUDA)
+    assert choice.backend.name == "second"
+    assert choice.rejected == {"hub": "taken only when asked for by name"}
+    assert "hub" not in imported
+    monkeypatch.setattr(Backend, "function", lambda self, operator: self.name)
+    assert backends.resolve(CUDA, "hub") == "hub"
+    assert "hub" in imported
+
+
 def test_no_installation_is_named_where_none_would_help(table, monkeypatch):
     table(fake("fast"), fake("absent", why_not="not installed: absent"))
     for call, name, end in (
@@ -132,7 +145,7 @@ def test_the_argument_goes_before_the_environment_variable(monkeypatch):
 
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(
-        OptionError, match=r"backend='numba'.*one of mamba_ssm, triton, cpu, reference"
+        OptionError, match=r"backend='numba'.*one of mamba_ssm, triton, cpu, reference, hub_kernels"
     ):
         causal_conv1d(torch.randn(1, 2, 3), torch.ones(2, 1), backend="numba")
 
@@ -181,7 +194,7 @@ def cuda_with(monkeypatch, fresh_choices):
 
 
 def test_cuda_tensors_take_mamba_ssm_then_triton_then_the_reference(cuda_with):
-    assert list(BACKENDS) == ["mamba_ssm", "triton", "cpu", "reference"]
+    assert list(BACKENDS) == ["mamba_ssm", "triton", "cpu", "reference", "hub_kernels"]
     call = Call("selective_scan", "cuda", d_state=16)
     for packages, expected in (
         (("mamba_ssm", "causal_conv1d", "triton"), "mamba_ssm"),

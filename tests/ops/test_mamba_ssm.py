@@ -23,6 +23,7 @@ from tests.ops.cases import (
     ConvCase,
     ScanCase,
     every_direction,
+    laid_out,
     parametrize,
 )
 from tests.ops.test_causal_conv1d import conv_with_gradients
@@ -45,6 +46,7 @@ def selective_scan_fn(
     return_last_state=False,
 ):
     """What mamba-ssm's function demands of its arguments, computed by the definition."""
+    assert u.numel(), "there is no launch of nothing"
     sequences = [x for x in (u, delta, z) if x is not None]
     sequences += [x for x in (B, C) if x.dim() > 2]
     for x in sequences:
@@ -59,22 +61,56 @@ def selective_scan_fn(
 
 def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, activation=None):
     """What causal-conv1d's function demands of its arguments, computed by the definition."""
+    assert x.numel(), "there is no launch of nothing"
     assert 2 <= weight.shape[1] <= 4
+    row, channel, frame = x.stride()
+    if frame != 1 or channel == 1:
+        # The kernel for neighbouring channels, as its host code checks it.
+        assert channel == 1
+        assert frame > 1
+        assert x.shape[1] % 8 == row % 8 == frame % 8 == 0
     assert not x.isnan().any(), "the kernel must not see the padding"
     return conv_reference(x, weight, bias, activation=activation)
 
 
-@pytest.fixture
-def wrappers(monkeypatch):
-    """Import both wrappers on stand-ins for mamba-ssm and causal-conv1d."""
-    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
-    for name in (*names, "selective_scan_cuda", "causal_conv1d"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[names[-1]].selective_scan_fn = selective_scan_fn
-    sys.modules["causal_conv1d"].causal_conv1d_fn = causal_conv1d_fn
+def stand_in(name, **functions):
+    module = ModuleType(name)
+    vars(module).update(functions)
+    return module
+
+
+REPOSITORIES = {
+    "kernels-community/mamba-ssm": stand_in("mamba_ssm", selective_scan_fn=selective_scan_fn),
+    "kernels-community/causal-conv1d": stand_in("conv", causal_conv1d_fn=causal_conv1d_fn),
+}
+
+
+def get_kernel(repo_id, *, revision):
+    """What Hugging Face's ``kernels`` does, without the download."""
+    assert revision == "main"
+    return REPOSITORIES[repo_id]
+
+
+MODULES = {
+    "mamba_ssm": (
+        stand_in("mamba_ssm"),
+        stand_in("mamba_ssm.ops"),
+        stand_in("mamba_ssm.ops.selective_scan_interface", selective_scan_fn=selective_scan_fn),
+        stand_in("selective_scan_cuda"),
+        stand_in("causal_conv1d", causal_conv1d_fn=causal_conv1d_fn),
+    ),
+    "hub_kernels": (stand_in("kernels", get_kernel=get_kernel),),
+}
+
+
+@pytest.fixture(params=MODULES)
+def wrappers(request, monkeypatch):
+    """Import both wrappers on stand-ins for the packages that bring the kernels."""
+    for module in MODULES[request.param]:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     modules = {}
     for operator in ("selective_scan", "causal_conv1d"):
-        path = f"espnet_bimamba.ops.{operator}.mamba_ssm"
+        path = f"espnet_bimamba.ops.{operator}.{request.param}"
         monkeypatch.delitem(sys.modules, path, raising=False)
         modules[operator] = getattr(importlib.import_module(path), operator)
         monkeypatch.delitem(sys.modules, path)
@@ -93,6 +129,7 @@ SERVED_SCANS = [
         for case in SCAN_CASES
         if case.bidirectional and "initial_state" in case.options and case.groups > 1
     ),
+    *(ScanCase(options=WITHOUT_STATE, **nothing) for nothing in ({"batch": 0}, {"length": 0})),
 ]
 
 
@@ -147,6 +184,12 @@ SERVED_CONVS = [
     for direction in DIRECTIONS.values()
     for lengths in (None, (63, 40), (0, 63))
 ]
+SERVED_CONVS += [
+    ConvCase(dim=dim, options=("bias",), layout=layout)
+    for dim in (10, 16, 257)
+    for layout in ("channels last", "sliced", "held", "one row")
+]
+SERVED_CONVS += [ConvCase(options=("bias",), **no) for no in ({"batch": 0}, {"length": 0})]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -156,10 +199,25 @@ def test_the_convolution_gives_the_kernel_what_it_wants(wrappers, case, dtype):
     for row, end in enumerate(case.lengths or ()):
         tensors["x"][row, :, end:] = float("nan")
     rounded = {k: x.to(dtype if k == "x" else torch.float32) for k, x in tensors.items()}
-    out = wrappers["causal_conv1d"](**rounded, **keywords)
-    expected = conv_reference(**{k: x.double() for k, x in rounded.items()}, **keywords)
+    out = wrappers["causal_conv1d"](**laid_out(rounded, case.layout), **keywords)
+    exact = {k: x.double() for k, x in rounded.items()}
+    expected = conv_reference(**laid_out(exact, case.layout), **keywords)
     assert out.dtype == dtype
     assert_close("output", out, expected, dtype, "output")
+
+
+def test_a_sequence_that_the_kernel_can_read_is_not_copied(wrappers, monkeypatch):
+    seen = []
+    weight = torch.ones(16, 4)
+
+    def noting(x, *args, **keywords):
+        seen.append(x)
+        return causal_conv1d_fn(x, *args, **keywords)
+
+    monkeypatch.setitem(wrappers["causal_conv1d"].__globals__, "causal_conv1d_fn", noting)
+    for x in (torch.randn(2, 16, 9), torch.randn(2, 9, 16).transpose(1, 2)):
+        wrappers["causal_conv1d"](x, weight)
+        assert seen[-1].data_ptr() == x.data_ptr()
 
 
 @pytest.mark.gpu

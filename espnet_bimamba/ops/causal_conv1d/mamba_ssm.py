@@ -3,7 +3,7 @@
 from causal_conv1d import causal_conv1d_fn
 from torch import Tensor
 
-from espnet_bimamba.ops.lengths import turn, zero_padding
+from espnet_bimamba.ops.fused_runtime import convolve_with
 
 
 def causal_conv1d(
@@ -18,12 +18,16 @@ def causal_conv1d(
     bidirectional: bool = False,
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CUDA tensors.
-
-    The kernel knows neither lengths nor direction: it is given zeros in the padding and, for the
-    channels that run backwards, each sequence reversed within its own length. States are not
-    served (the table of backends says so).
-    """
-    x = turn(zero_padding(x, lengths), lengths, reverse, bidirectional)
-    y = causal_conv1d_fn(x, weight, bias, activation=activation)
-    return zero_padding(turn(y, lengths, reverse, bidirectional), lengths)
+    """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CUDA tensors: see ``fused_runtime``."""
+    return convolve_with(
+        causal_conv1d_fn,
+        x,
+        weight,
+        bias,
+        initial_states=initial_states,
+        return_final_states=return_final_states,
+        activation=activation,
+        reverse=reverse,
+        bidirectional=bidirectional,
+        lengths=lengths,
+    )
