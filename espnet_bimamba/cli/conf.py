@@ -168,9 +168,10 @@ def _encoder_options(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _target(stock: object, path: Path, encoder: str | None) -> str:
-    if stock in ENCODERS:
+    # Lists, since a YAML may name what cannot be a key.
+    if stock in list(ENCODERS):
         raise ConfigError(path, f"encoder: {stock} is ours already; there is nothing to convert")
-    if stock not in COUNTERPARTS:
+    if stock not in list(COUNTERPARTS):
         hint = REFUSED_STOCK.get(str(stock), f"known are {', '.join(COUNTERPARTS)}")
         raise ConfigError(path, f"encoder: {stock} has no counterpart among ours; {hint}")
     counterparts = COUNTERPARTS[str(stock)]

@@ -15,7 +15,7 @@ from espnet_bimamba.errors import BiMambaError
 if TYPE_CHECKING:
     from espnet_bimamba.ops.backends import Backend
 
-PACKAGES = ("torch", "espnet", "numba", "triton", "mamba-ssm", "causal-conv1d")
+PACKAGES = ("torch", "espnet", "numba", "triton", "mamba-ssm", "causal-conv1d", "kernels")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -128,13 +128,14 @@ def _report_backends() -> bool:
 
 
 def _state(backend: "Backend", operator: str) -> str:
-    from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE
+    from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE, Call
 
     if backend.only_by_name and os.environ.get(ENVIRONMENT_VARIABLE) != backend.name:
         # Its files are not even imported: that may download what nobody asked for.
         present = backend.probe() or "installed"
         return f"only by name, {ENVIRONMENT_VARIABLE}={backend.name} ({present})"
-    reason, remedy = backend.unavailable(operator), backend.remedy(operator)
+    call = Call(operator, (backend.devices or ("cpu",))[0], d_state=16, d_conv=4)
+    reason, remedy = backend.unavailable(operator), backend.remedy(call)
     state = f"no: {reason}" if reason else "available"
     return f"{state} (remedy: {remedy})" if remedy else state
 

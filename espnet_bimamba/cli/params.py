@@ -187,7 +187,8 @@ def _options(config: dict[str, Any], vocab_size: int | None) -> tuple[dict[str, 
     if not isinstance(model, dict):
         return config, vocab_size
     options = {name: value for name, value in model.items() if name != "vocab_size"}
-    size = (config.get("tokenizer") or {}).get("vocab_size")
+    tokenizer = config.get("tokenizer")
+    size = tokenizer.get("vocab_size") if isinstance(tokenizer, dict) else None
     return options, vocab_size or (size if isinstance(size, int) else None)
 
 
@@ -237,11 +238,13 @@ def count(model: "torch.nn.Module") -> Iterator[Row]:
 
 
 def _count_encoder(encoder: "torch.nn.Module") -> Iterator[Row]:
+    from torch.nn import ModuleList, Sequential
+
     for name, child in encoder.named_children():
         if not _size(child):
             continue
-        if name == "encoders":
-            yield Row("blocks", 1, _size(child), blocks=len(child))  # type: ignore[arg-type]
+        if name == "encoders" and isinstance(child, Sequential | ModuleList):
+            yield Row("blocks", 1, _size(child), blocks=len(child))
             yield from _count_blocks(child)
         else:
             yield Row(name, 1, _size(child))

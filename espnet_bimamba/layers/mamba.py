@@ -232,8 +232,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a call of ``module`` does what ``kind`` does with these parameters, and no more.
 
     Not so where it was replaced (int8, LoRA adapters), given a forward of its own, carries hooks
-    (of pruning and of older weight norm, too), or its weight is a tensor of another kind, quantised
-    or in shards.
+    (of pruning and of older weight norm, too), where every module has one (a profiler's), or where
+    its weight is a tensor of another kind, quantised or in shards.
     """
     return (
         type(module) is kind
@@ -241,6 +241,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks
+        and not torch.nn.modules.module._has_any_global_hook()
         and "forward" not in module.__dict__
         and not any(hasattr(x, "__tensor_flatten__") for x in module._parameters.values())
     )

@@ -74,12 +74,19 @@ class Backend:
 
     def unavailable(self, operator: str) -> str | None:
         """Why ``operator`` cannot run on this machine with this backend, or None if it can."""
-        return self.probe() or self._no_device() or _import_failure(operator, self.name)
+        return self._no_device() or self.probe() or _import_failure(operator, self.name)
 
-    def remedy(self, operator: str) -> str | None:
-        """What to install to have ``operator``, or None where no installation helps."""
-        absent = self.probe() or (not self._no_device() and _import_failure(operator, self.name))
+    def remedy(self, call: Call) -> str | None:
+        """What to install to serve ``call``, or None where no installation helps."""
+        if self._elsewhere(call, self.devices) or self._no_device() or self.supports(call):
+            return None
+        absent = self.probe() or _import_failure(call.operator, self.name)
         return self.install_hint if absent else None
+
+    def _elsewhere(self, call: Call, devices: tuple[str, ...]) -> str | None:
+        if not self.devices or call.device in devices:
+            return None
+        return f"it serves {' and '.join(devices)} tensors, these are on {call.device}"
 
     def _no_device(self) -> str | None:
         devices = self.devices + self.devices_by_name()
@@ -95,8 +102,8 @@ class Backend:
             by_name: Whether this backend was asked for by name.
         """
         devices = self.devices + (self.devices_by_name() if by_name else ())
-        if self.devices and call.device not in devices:
-            return f"it serves {' and '.join(devices)} tensors, these are on {call.device}"
+        if reason := self._elsewhere(call, devices):
+            return reason
         if self.only_by_name and not by_name:
             return "taken only when asked for by name"
         return self.unavailable(call.operator) or self.supports(call)
@@ -148,6 +155,8 @@ def _probe_mamba_ssm() -> str | None:
 def _mamba_ssm_supports(call: Call) -> str | None:
     if call.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"its kernels have no {call.dtype}"
+    if call.d_state > 256:
+        return f"its scan has at most 256 states a channel, asked for are {call.d_state}"
     if call.operator == "selective_scan" and call.initial_state:
         return "its scan cannot start from a given state"
     if call.operator == "selective_scan" and call.final_state and call.gradient:
@@ -173,10 +182,7 @@ def _triton_supports(call: Call) -> str | None:
     return None
 
 
-_HUB_KERNELS = (
-    "pip install 'espnet-bimamba[hub-kernels]' and ESPNET_BIMAMBA_BACKEND=hub_kernels take "
-    "ready-built ones from the Hugging Face Hub"
-)
+_HUB_KERNELS = "pip install '.[hub-kernels]' in a clone of espnet-bimamba"
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -186,8 +192,9 @@ BACKENDS: dict[str, Backend] = {
             probe=_probe_mamba_ssm,
             supports=_mamba_ssm_supports,
             install_hint=(
-                "pip install --no-build-isolation 'espnet-bimamba[cuda]' builds it "
-                f"(needs nvcc; set MAMBA_KEEP_CUDA_BUILD=TRUE); without a compiler {_HUB_KERNELS}"
+                "pip install --no-build-isolation '.[cuda]' in a clone of espnet-bimamba builds it "
+                "(needs nvcc; set MAMBA_KEEP_CUDA_BUILD=TRUE); without a compiler "
+                f"{_HUB_KERNELS}, then ESPNET_BIMAMBA_BACKEND=hub_kernels"
             ),
             devices=("cuda",),
         ),
@@ -216,7 +223,10 @@ BACKENDS: dict[str, Backend] = {
             name="hub_kernels",
             probe=functools.partial(_missing, "kernels"),
             supports=_mamba_ssm_supports,
-            install_hint=_HUB_KERNELS,
+            install_hint=(
+                f"{_HUB_KERNELS}; the Hugging Face Hub must be within reach, "
+                "with a build for this torch"
+            ),
             devices=("cuda",),
             only_by_name=True,
         ),
@@ -250,7 +260,7 @@ def _named(option: str, name: str, call: Call) -> Backend:
     backend = BACKENDS[name]
     if reason := backend.rejects(call, by_name=True):
         others = " or ".join(other.name for other in BACKENDS.values() if not other.rejects(call))
-        hint = backend.remedy(call.operator)
+        hint = backend.remedy(call)
         remedy = f"Remedy: {hint}; or choose {others}." if hint else f"Choose {others}."
         raise BackendError(name, reason, remedy)
     return backend
@@ -279,7 +289,7 @@ def _log(call: Call, choice: Choice) -> None:
     message = f"{call.operator} on {call.device} runs with backend {choice.backend.name!r}"
     if slow:
         fast = [b for b in BACKENDS.values() if call.device in b.devices and not b.only_by_name]
-        hints = [hint for b in fast if (hint := b.remedy(call.operator))]
+        hints = [hint for b in fast if (hint := b.remedy(call))]
         message += ", which is slow"
         message += f". To have a fast one: {' or '.join(hints)}" if hints else ""
     _log_once(logging.WARNING if slow else logging.INFO, f"{message} ({why or 'first choice'})")

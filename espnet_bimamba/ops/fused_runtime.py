@@ -133,10 +133,11 @@ def _readable(x: Tensor) -> Tensor:
     strides are multiples of 8.
     """
     row, channel, frame = x.stride()
-    if frame == 1 and channel != 1:
-        return x
     aligned = all(n % 8 == 0 for n in (x.shape[1], row, frame))
-    return x if channel == 1 and frame > 1 and aligned else x.contiguous()
+    if frame == 1 or (channel == 1 and frame > 1 and aligned):
+        return x
+    # Not `contiguous`, which leaves the stride of a single frame as it is.
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _stop_after(

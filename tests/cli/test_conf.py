@@ -213,6 +213,7 @@ def test_a_write_that_fails_leaves_no_half_file(convert, tmp_path, monkeypatch):
         ("decoder: transformer\n", "names no encoder: there is no line `encoder:`"),
         ("encoder: null\n", "names no encoder"),
         ("encoder: conbimamba\n", "encoder: conbimamba is ours already"),
+        ("encoder: [conformer]\n", "encoder: ['conformer'] has no counterpart among ours"),
         ("encoder: branchformer\n", "has no counterpart among ours; e_branchbimamba, the closest"),
         ("encoder: rnn\n", "known are conformer, transformer, e_branchformer"),
         ("encoder: conformer\nencoder_conf: 3\n", "encoder_conf is 3, not a mapping"),

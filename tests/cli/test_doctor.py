@@ -74,6 +74,8 @@ def test_the_ready_built_kernels_are_a_remedy_and_not_downloaded(report, monkeyp
         assert name != "hub_kernels", "importing it downloads"
 
     monkeypatch.setattr(backends, "_import_failure", import_failure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     for missing, state in (
         ("not installed: kernels", "not installed: kernels"),
         (None, "installed"),
@@ -83,7 +85,7 @@ def test_the_ready_built_kernels_are_a_remedy_and_not_downloaded(report, monkeyp
         _, rows = report()
         by_name = f"only by name, ESPNET_BIMAMBA_BACKEND=hub_kernels ({state})"
         assert rows["selective_scan: hub_kernels"] == by_name
-    remedy = "without a compiler pip install 'espnet-bimamba[hub-kernels]'"
+    remedy = "without a compiler pip install '.[hub-kernels]' in a clone of espnet-bimamba"
     assert remedy in rows["selective_scan: mamba_ssm"]
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from espnet_bimamba import recipes, registry
 from espnet_bimamba.cli import main, params
@@ -172,6 +173,21 @@ def test_an_espnet3_yaml_has_the_parameters_of_its_espnet2_form(capsys):
     third = capsys.readouterr().out
     assert main(["params", str(conf / "train_asr_conbimamba.yaml"), "--vocab-size", "30"]) == 0
     assert third == capsys.readouterr().out
+
+
+def test_an_espnet3_tokenizer_by_its_name_alone_has_no_size(table):
+    model = "".join(f"    {line}\n" for line in CONFORMER.splitlines())
+    rows = table(f"model:\n{model}tokenizer: bpe\n")
+    assert rows["ctc"][0] == f"{17 * 5000:,}"
+
+
+def test_an_encoder_that_is_no_stack_of_blocks_is_one_row():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoders = torch.nn.Linear(3, 4)
+
+    assert list(params._count_encoder(Encoder())) == [params.Row("encoders", 1, 16)]
 
 
 def test_a_task_can_be_named(failure):

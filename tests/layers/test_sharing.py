@@ -270,6 +270,18 @@ def test_hooks_on_a_direction_are_run(name, calls):
     assert calls == APART
 
 
+def test_hooks_on_every_module_are_run(calls):
+    mixer, seen = MIXERS["extbimamba_add"].build(), []
+    hook = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    try:
+        with torch.no_grad():
+            mixer(inputs(4, 9, 6), LENGTHS)
+    finally:
+        hook.remove()
+    assert {module for module in mixer.modules() if isinstance(module, nn.Linear)} <= {*seen}
+    assert calls == APART
+
+
 def test_gradient_hooks_are_run():
     mixer, seen = MIXERS["extbimamba_add"].build(), []
     x = inputs(4, 9, 6).requires_grad_()

@@ -115,13 +115,21 @@ def test_no_installation_is_named_where_none_would_help(table, monkeypatch):
     table(fake("fast"), fake("absent", why_not="not installed: absent"))
     for call, name, end in (
         (Call("selective_scan", "cpu"), "fast", "on cpu. Choose reference."),
-        (CUDA, "fast", "no CUDA device is visible to torch. Choose reference."),
-        (CUDA, "absent", "not installed: absent. Remedy: install absent; or choose reference."),
+        (Call("selective_scan", "cpu"), "absent", "on cpu. Choose reference."),
+        (
+            CUDA,
+            "absent",
+            "not installed: absent. Remedy: install absent; or choose fast or reference.",
+        ),
     ):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda call=call: False)
         with pytest.raises(BackendError) as caught:
             backends.resolve(call, name)
         assert str(caught.value).endswith(end)
+    backends._named.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("fast", "absent"):
+        with pytest.raises(BackendError, match=r"no CUDA device is visible .*\. Choose reference"):
+            backends.resolve(CUDA, name)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -224,7 +232,7 @@ def test_without_any_kernel_the_warning_names_both_remedies(cuda_with, caplog):
         assert backends.choose(CUDA).backend.name == "reference"
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "espnet-bimamba[cuda]" in record.message
+    assert "pip install --no-build-isolation '.[cuda]'" in record.message
     assert "pip install triton" in record.message
     assert "triton: not installed: triton" in record.message
 
@@ -273,11 +281,12 @@ def test_cpu_tensors_take_the_cpu_backend():
     ("call", "reason"),
     [
         (Call("selective_scan", "cuda", torch.float64), "no torch.float64"),
+        (Call("selective_scan", "cuda", d_state=300), "256 states a channel, asked for are 300"),
         (Call("selective_scan", "cuda", initial_state=True), "cannot start from a given state"),
         (Call("causal_conv1d", "cuda", d_conv=5), "2 to 4 wide, asked for is 5"),
         (Call("causal_conv1d", "cuda", d_conv=4, final_state=True), "no convolution state"),
     ],
-    ids=["float64", "initial_state", "wide", "final_state"],
+    ids=["float64", "states", "initial_state", "wide", "final_state"],
 )
 def test_what_mamba_ssm_cannot_serve_has_a_reason(call, reason):
     assert reason in BACKENDS["mamba_ssm"].supports(call)

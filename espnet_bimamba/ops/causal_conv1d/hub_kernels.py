@@ -9,8 +9,8 @@ from torch import Tensor
 
 from espnet_bimamba.ops.fused_runtime import convolve_with
 
-# The branch that has builds for the newest torch.
-causal_conv1d_fn = get_kernel("kernels-community/causal-conv1d", revision="main").causal_conv1d_fn
+# A version's builds keep its functions, and are added to as torch goes on.
+causal_conv1d_fn = get_kernel("kernels-community/causal-conv1d", version=1).causal_conv1d_fn
 
 
 def causal_conv1d(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from espnet_bimamba.ops.fused_runtime import scan_with
 
-# The branch that has builds for the newest torch.
-selective_scan_fn = get_kernel("kernels-community/mamba-ssm", revision="main").selective_scan_fn
+# A version's builds keep its functions, and are added to as torch goes on.
+selective_scan_fn = get_kernel("kernels-community/mamba-ssm", version=2).selective_scan_fn
 
 
 def selective_scan(
