@@ -1,4 +1,4 @@
-"""Ten minutes of speech through the paper's encoder on a CPU: memory grows with the length."""
+"""Twenty minutes of speech through the paper's encoder on a CPU: memory grows with the length."""
 
 import time
 
@@ -40,9 +40,8 @@ def test_memory_grows_linearly_with_the_length(several_threads):
     start = time.perf_counter()
     encode(60_000)
     print(f"10 minutes of speech: {time.perf_counter() - start:.0f} s")
-    first, second, third = (peak_bytes(lambda f=f: encode(f)) for f in (15_000, 30_000, 60_000))
-    print(f"10 minutes of speech: {third / 1e6:.0f} MB at the most, beside the model")
-    # Every further minute takes as much as those before. Anything of size length by length, even
-    # one bit mask, would make the second step take four times as much as the first.
-    assert (third - second) / (second - first) == pytest.approx(2, rel=0.01)
-    assert third < 500e6
+    ten, twenty = (peak_bytes(lambda f=f: encode(f)) for f in (60_000, 120_000))
+    print(f"10 minutes of speech: {ten / 1e6:.0f} MB at the most, beside the model")
+    # Anything of size length by length, even one bit mask, would add a seventh.
+    assert twenty <= 2.001 * ten
+    assert ten < 500e6
