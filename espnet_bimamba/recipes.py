@@ -80,7 +80,8 @@ def installed_version() -> str:
         return importlib.metadata.version("espnet")
     except importlib.metadata.PackageNotFoundError:
         raise RecipeError(
-            f"no ESPnet is installed for {sys.executable}", "pip install espnet-bimamba[recipe]"
+            f"no ESPnet is installed for {sys.executable}",
+            "pip install '.[recipe]' in a clone of espnet-bimamba",
         ) from None
 
 
