@@ -2,7 +2,8 @@
 
 Numba's own parallel layers are not used: the workqueue layer aborts on concurrent entry and
 GNU OpenMP aborts after a fork, and ESPnet does both (DataLoader workers, inference servers).
-Kernels are compiled with ``nogil`` and a pool of Python threads hands them ranges of work items.
+Kernels are compiled with ``nogil`` and run on torch's OpenMP threads (``cpu_team.py``); after a
+fork, and where torch has no OpenMP, on a pool of Python threads.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ import numpy as np
 import torch
 from numba import config, njit
 from torch import Tensor
+
+from espnet_bimamba.ops.cpu_team import Team, torch_fork
 
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +112,9 @@ def _check_writable(folder: Path) -> None:
 @functools.cache
 def _fingerprint() -> str:
     """Hash what kernels take from here: Numba sees only a change of their own files."""
-    sources = (Path(__file__).with_name(name) for name in ("cpu_lanes.py", "cpu_runtime.py"))
+    sources = (
+        Path(__file__).with_name(name) for name in ("cpu_lanes.py", "cpu_runtime.py", "cpu_team.py")
+    )
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
@@ -148,16 +153,24 @@ def _kind(argument: Any) -> Any:
 
 
 def run_parallel(kernel: Callable, items: int, *args: Any) -> None:
-    """Call ``kernel(first, last, *args)`` on ranges that together cover ``0 .. items``.
+    """Call ``kernel(team, *args)`` so that all teams together cover the items ``0 .. items``.
 
-    As many ranges run at a time as torch uses threads; the caller's thread takes one of them.
+    As many threads work at a time as torch uses, which are torch's own where it uses OpenMP.
     Safe to call from several Python threads, after a fork and in DataLoader workers.
     """
-    workers = max(1, min(torch.get_num_threads(), items))
+    threads = torch.get_num_threads()
+    if threads == 1 or items <= 1:
+        kernel(Team(0, 1, 0, items), *args)
+        return
+    fork = 0 if _is_forked else torch_fork()
+    if fork:
+        kernel(Team(fork, threads, 0, items), *args)
+        return
+    workers = min(threads, items)
     bounds = [items * worker // workers for worker in range(workers + 1)]
-    first, *others = itertools.pairwise(bounds)
-    futures = [_pool.submit(kernel, *span, *args) for span in others]
-    kernel(*first, *args)
+    first, *others = [Team(0, 1, *span) for span in itertools.pairwise(bounds)]
+    futures = [_pool.submit(kernel, team, *args) for team in others]
+    kernel(first, *args)
     for future in futures:
         future.result()
 
@@ -167,12 +180,16 @@ def _new_pool() -> ThreadPoolExecutor:
 
 
 _pool = _new_pool()
+_is_forked = False
 
 
 def _start_anew_in_child() -> None:
-    """Forget the parent's threads, which do not exist in a forked child."""
-    global _pool
-    _pool = _new_pool()
+    """Forget the parent's threads, which do not exist in a forked child.
+
+    OpenMP would wait for them forever.
+    """
+    global _pool, _is_forked
+    _pool, _is_forked = _new_pool(), True
     _compile_lock.release()
 
 

@@ -72,12 +72,19 @@ def test_callers_that_use_different_numbers_of_threads_at_once():
         torch.set_num_threads(before)
 
 
-def test_the_work_is_given_to_other_threads(several_threads):
+def test_without_openmp_the_result_is_the_same(several_threads, monkeypatch):
+    expected = run_case()
+    monkeypatch.setattr(cpu_runtime, "torch_fork", lambda: 0)
+    assert_bit_equal(run_case(), expected)
+
+
+def test_without_openmp_the_work_is_given_to_other_threads(several_threads, monkeypatch):
+    monkeypatch.setattr(cpu_runtime, "torch_fork", lambda: 0)
     together = threading.Barrier(several_threads)
     spans = []
 
-    def kernel(first, last):
-        spans.append((first, last))
+    def kernel(team):
+        spans.append((team.first, team.last))
         together.wait(timeout=30)  # which fails unless as many threads get here
 
     cpu_runtime.run_parallel(kernel, 100)

@@ -30,6 +30,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     run_parallel,
     view,
 )
+from espnet_bimamba.ops.cpu_team import Team, share_out
 
 # Channels of one work item: long enough rows of memory, few enough for the window to stay in cache.
 TILE = 4 * LANES
@@ -148,7 +149,7 @@ class _CausalConv1d(torch.autograd.Function):
         out = empty_channels_last(x.shape, weight)
         final_states = weight.new_empty(*x.shape[:2], plan.width - 1)
         run_parallel(
-            _forward_kernel,
+            _forward,
             plan.batch * plan.tiles,
             inputs.views(),
             view(out),
@@ -171,7 +172,7 @@ class _CausalConv1d(torch.autograd.Function):
         d_bias = d_out.new_empty(plan.batch, plan.dim)
         d_initial = torch.empty_like(d_final_states, memory_format=torch.contiguous_format)
         run_parallel(
-            _backward_kernel,
+            _backward,
             plan.batch * plan.tiles,
             inputs.views(),
             view(d_out),
@@ -295,7 +296,8 @@ def _last_inputs(x: _Views, plan: _Plan, column: _Column, final_states: np.ndarr
             final_states[start + j] = line[j * LANES + w]
 
 
-def _forward(
+@njit
+def _forward_tiles(
     first: int,
     last: int,
     x: _Views,
@@ -415,7 +417,8 @@ def _differentiate(
     store(d_taps, plan.width * LANES, d_bias)
 
 
-def _backward(
+@njit
+def _backward_tiles(
     first: int,
     last: int,
     x: _Views,
@@ -447,5 +450,26 @@ def _backward(
                     gradients.d_weight[target] = d_taps[k * LANES + w]
 
 
-_forward_kernel = Kernel(_forward)
-_backward_kernel = Kernel(_backward)
+@Kernel
+def _forward(
+    team: Team,
+    x: _Views,
+    out: View,
+    final_states: np.ndarray,
+    plan: _Plan,
+    silu: bool,
+) -> None:
+    share_out(_forward_tiles, team, (x, out, final_states, plan, silu))
+
+
+@Kernel
+def _backward(
+    team: Team,
+    x: _Views,
+    d_out: View,
+    d_final_states: np.ndarray,
+    gradients: _GradientViews,
+    plan: _Plan,
+    silu: bool,
+) -> None:
+    share_out(_backward_tiles, team, (x, d_out, d_final_states, gradients, plan, silu))

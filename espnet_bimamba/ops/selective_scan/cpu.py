@@ -43,6 +43,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     run_parallel,
     view,
 )
+from espnet_bimamba.ops.cpu_team import Team, share_out
 
 CHUNK = 64
 BLOCK = 4
@@ -116,7 +117,7 @@ class _SelectiveScan(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         kept = delta.new_empty(plan.kept_size if keep else 0)
         run_parallel(
-            _forward_kernel,
+            _forward,
             plan.batch * plan.tiles,
             inputs.views(),
             view(out),
@@ -150,7 +151,7 @@ class _SelectiveScan(torch.autograd.Function):
             d_initial=d_out.new_empty(plan.batch, plan.dim, plan.state),
         )
         run_parallel(
-            _backward_kernel,
+            _backward,
             plan.batch * plan.spans,
             inputs.views(),
             flat(kept),
@@ -515,7 +516,8 @@ def _scan_block(
     store(h, n3, h3)
 
 
-def _forward(
+@njit
+def _forward_tiles(
     first: int,
     last: int,
     x: _Views,
@@ -783,7 +785,8 @@ def _write_padding(gradients: _GradientViews, tile: _Tile, length: int) -> None:
             store_first(gradients.dz.line, _address(gradients.dz, tile, t), zero, tile.width)
 
 
-def _backward(
+@njit
+def _backward_spans(
     first: int,
     last: int,
     x: _Views,
@@ -859,5 +862,28 @@ def _backward(
                 gradients.d_bias[b * plan.dim + begin + w] = sums[LANES + w]
 
 
-_forward_kernel = Kernel(_forward)
-_backward_kernel = Kernel(_backward)
+@Kernel
+def _forward(
+    team: Team,
+    x: _Views,
+    out: View,
+    last_state: np.ndarray,
+    kept: np.ndarray,
+    plan: _Plan,
+    has_softplus: bool,
+) -> None:
+    share_out(_forward_tiles, team, (x, out, last_state, kept, plan, has_softplus))
+
+
+@Kernel
+def _backward(
+    team: Team,
+    x: _Views,
+    kept: np.ndarray,
+    d_out: View,
+    d_last_state: np.ndarray,
+    gradients: _GradientViews,
+    plan: _Plan,
+    has_softplus: bool,
+) -> None:
+    share_out(_backward_spans, team, (x, kept, d_out, d_last_state, gradients, plan, has_softplus))
