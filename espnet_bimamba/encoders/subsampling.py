@@ -15,7 +15,8 @@ class SubsamplingConvolutions(nn.Sequential):
     Where no gradient is recorded, time is cut into pieces that overlap by what the convolutions
     see beside a frame: the numbers are the same, on the CPU to the bit, and the activations between
     the convolutions (for an hour of speech 256 channels, 180,000 frames and 39 features of float32,
-    7.2 GB) never exist at once.
+    7.2 GB) never exist at once. On the CPU pieces are laid out with neighbouring channels side by
+    side, which oneDNN convolves a third faster; it adds up in another order than in training.
 
     Args:
         *modules: Convolutions over time, whose axis is the third, and functions of one element;
@@ -37,9 +38,10 @@ class SubsamplingConvolutions(nn.Sequential):
                 return checkpoint(super().forward, x, use_reentrant=False)
             return super().forward(x)
         # A traced graph has one piece: how many there are would be frozen into it.
-        if torch.compiler.is_compiling() or not self._can_be_cut or self._frames(x) <= PIECE:
+        if torch.compiler.is_compiling() or not self._can_be_cut:
             return super().forward(x)
-        return self._in_pieces(x)
+        x = _channels_side_by_side(x)
+        return super().forward(x) if self._frames(x) <= PIECE else self._in_pieces(x)
 
     def _frames(self, x: Tensor) -> int:
         return (x.shape[2] - self._field) // self._stride + 1
@@ -57,6 +59,17 @@ class SubsamplingConvolutions(nn.Sequential):
             whole[:, begin:end] = piece
         assert whole is not None
         return whole.transpose(1, 2)
+
+
+def _channels_side_by_side(x: Tensor) -> Tensor:
+    """Lay ``x`` out so that oneDNN's convolutions, all that follow, keep to it."""
+    if x.device.type != "cpu" or x.dim() != 4 or x.dtype == torch.float64:
+        return x
+    if x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    # One channel lies either way: torch tells by the step alone which of the two is meant.
+    batch, _, length, features = x.stride()
+    return x.as_strided(x.shape, (batch, 1, length, features))
 
 
 def subsample_in_pieces(embed: nn.Module | None) -> None:

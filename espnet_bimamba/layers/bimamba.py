@@ -3,7 +3,6 @@
 from typing import Any, Literal, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bimamba.errors import OptionError, ShapeError
@@ -16,6 +15,7 @@ from espnet_bimamba.layers.mamba import (
     resolve_dt_rank,
     scan_both,
 )
+from espnet_bimamba.layers.products import product_with_each, sum_of_products
 
 FUSIONS = ("add", "concat")
 
@@ -178,10 +178,10 @@ class ExtBiMamba(_Bidirectional):
         x = masked_frames(x, self.d_model, lengths)
         mambas = (self.forward_mamba, self.backward_mamba)
         (x_ahead, z_ahead), (x_back, z_back) = (m.in_proj.weight.chunk(2) for m in mambas)
-        x, z = F.linear(x, torch.cat([x_ahead, x_back, z_ahead, z_back])).chunk(2, dim=-1)
+        x, z = product_with_each(x, [x_ahead, x_back, z_ahead, z_back]).chunk(2, dim=-1)
         y = scan_both(mambas, x, z, lengths)
         if self.fusion == "add":
-            return F.linear(y, torch.cat([m.out_proj.weight for m in mambas], dim=1))
+            return sum_of_products(y, [m.out_proj.weight for m in mambas])
         outputs = [m.out_proj(half) for m, half in zip(mambas, y.chunk(2, dim=-1), strict=True)]
         return self._concatenated(outputs, lengths)
 

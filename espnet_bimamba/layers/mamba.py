@@ -10,7 +10,7 @@ from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.layers.checks import check_dt_range, check_mixer_options, refuse_other_kinds
 from espnet_bimamba.layers.initialization import initial_A_log, initial_dt_bias
 from espnet_bimamba.ops import causal_conv1d, selective_scan
-from espnet_bimamba.ops.lengths import check_lengths, padding_mask
+from espnet_bimamba.ops.lengths import check_lengths, is_full, padding_mask
 
 
 class MambaState(NamedTuple):
@@ -377,4 +377,6 @@ def masked_frames(x: Tensor, d_model: int, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x
     lengths = check_lengths(lengths, x.shape[0], x.shape[1], x.device)
+    if is_full(lengths, x.shape[1]):
+        return x
     return x.masked_fill(padding_mask(lengths, x.shape[1])[..., None], 0)

@@ -56,7 +56,7 @@ class Kernel:
 
     def __call__(self, *args: Any) -> None:
         """Run the kernel; every argument is a NumPy array or a scalar."""
-        kind = tuple(map(_kind, args))
+        kind = _kind(args)
         if kind in self._known and self._compiled is not None:
             self._compiled(*args)
             return
@@ -145,11 +145,21 @@ def _one_process_at_a_time() -> Iterator[None]:
         yield
 
 
-def _kind(argument: Any) -> Any:
-    """Return what of an argument decides which machine code runs."""
-    if isinstance(argument, tuple):
-        return tuple(map(_kind, argument))
-    return argument.dtype if isinstance(argument, np.ndarray) else type(argument)
+def _kind(args: tuple) -> tuple:
+    """Return what of the arguments decides which machine code runs: the types of the arrays.
+
+    An argument that is a number has the same type in every call, and tuples of numbers begin with
+    an integer.
+    """
+    kind: tuple = ()
+    for argument in args:
+        if isinstance(argument, View):
+            kind += (argument.line.dtype,)
+        elif isinstance(argument, np.ndarray):
+            kind += (argument.dtype,)
+        elif isinstance(argument, tuple) and not isinstance(argument[0], int):
+            kind += _kind(argument)
+    return kind
 
 
 def run_parallel(kernel: Callable, items: int, *args: Any) -> None:
@@ -232,7 +242,11 @@ def flat(x: Tensor) -> np.ndarray:
         x = x.view(_BITS[x.dtype])
     if x.numel() == 0:
         return x.new_empty(0).numpy()
-    extent = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    if x.is_contiguous():
+        return x.view(-1).numpy()
+    extent = 1
+    for size, step in zip(x.shape, x.stride(), strict=True):
+        extent += (size - 1) * step
     return x.as_strided((extent,), (1,)).numpy()
 
 

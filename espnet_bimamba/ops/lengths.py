@@ -35,16 +35,16 @@ def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device
     """
     check_lengths_kind("lengths", lengths, batch)
     lengths = lengths.to(device=device, dtype=torch.int64)
-    in_range = ((lengths >= 0) & (lengths <= length)).all()
     if torch.compiler.is_compiling():
         # Tracing cannot branch on values, nor write one it does not know into a message.
+        in_range = ((lengths >= 0) & (lengths <= length)).all()
         torch._assert_async(in_range, "lengths must lie between 0 and the length of the tensor")
     elif lengths.is_cuda:
+        in_range = ((lengths >= 0) & (lengths <= length)).all()
         torch._assert_async(in_range, f"lengths must lie between 0 and {length}")
-    elif not in_range:
+    elif batch and not 0 <= min(values := lengths.tolist()) <= max(values) <= length:
         raise LengthsError(
-            f"lengths must lie between 0 and {length}, the length of the tensor, "
-            f"got {lengths.tolist()}"
+            f"lengths must lie between 0 and {length}, the length of the tensor, got {values}"
         )
     return lengths
 
@@ -93,6 +93,13 @@ def check_halves(name: str, x: Tensor, bidirectional: bool) -> None:
 def padding_mask(lengths: Tensor, length: int) -> Tensor:
     """Return a ``(B, L)`` bool tensor that is True past each sequence's end."""
     return torch.arange(length, device=lengths.device) >= lengths[:, None]
+
+
+def is_full(lengths: Tensor, length: int) -> bool:
+    """Whether it is known at no cost that no sequence has padding: on the CPU alone."""
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return all(own == length for own in lengths.tolist())
 
 
 def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -1,5 +1,7 @@
 """ESPnet's subsampling in pieces: the same bits, and never more activations than a piece has."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ def seen_by(module):
 def encode(encoder, length, monkeypatch, piece):
     monkeypatch.setattr(subsampling, "PIECE", piece)
     torch.manual_seed(1)
-    x = torch.randn(2, length, FEATURES, dtype=torch.float64)
+    x = torch.randn(2, length, FEATURES, dtype=next(encoder.parameters()).dtype)
     with torch.inference_mode():
         return encoder(x, torch.tensor([length, length - 5]))
 
@@ -44,6 +46,32 @@ def test_pieces_give_the_bits_of_the_whole(name, input_layer, length, monkeypatc
     assert max(frames[1:]) <= 3
     assert torch.equal(actual[0], expected[0])
     assert torch.equal(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("input_layer", INPUT_LAYERS)
+@pytest.mark.parametrize("length", [47, 50, 83])
+def test_in_float32_pieces_give_what_training_gives(input_layer, length, short_pieces):
+    convolutions = build("conbimamba", input_layer=input_layer).embed.conv.float()
+    x = torch.randn(2, 1, length, FEATURES)
+    expected = copy.deepcopy(convolutions).double()(x.double())
+    with torch.no_grad():
+        actual = convolutions(x)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_in_float32_channels_are_side_by_side_from_the_first_convolution_on():
+    convolutions = build("conbimamba").embed.conv.float()
+    layouts = []
+    for module in convolutions:
+        module.register_forward_hook(
+            lambda module, inputs, output: layouts.append(
+                output.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+    with torch.no_grad():
+        convolutions(torch.randn(2, 1, 47, FEATURES))
+    assert layouts == [True] * len(convolutions)
 
 
 def test_convolutions_over_time_alone(short_pieces):

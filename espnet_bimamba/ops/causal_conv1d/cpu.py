@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from espnet_bimamba.ops.cpu_lanes import (
     LANES,
+    aligned_rows,
     filled,
     load,
     load_first,
@@ -307,7 +308,7 @@ def _forward_tiles(
     silu: bool,
 ) -> None:
     """Convolve the tiles ``first .. last`` of all (batch, tile)."""
-    sums = np.zeros(CHUNK * LANES, x.weight.dtype)
+    sums = aligned_rows(CHUNK * LANES, x.weight)
     for item in range(first, last):
         b = item // plan.tiles
         begin, end = _channels(plan, item % plan.tiles)
@@ -429,8 +430,8 @@ def _backward_tiles(
     silu: bool,
 ) -> None:
     """Differentiate the tiles ``first .. last`` of all (batch, tile)."""
-    slopes = np.zeros(CHUNK * LANES, x.weight.dtype)
-    d_taps = np.zeros((plan.width + 1) * LANES, x.weight.dtype)
+    slopes = aligned_rows(CHUNK * LANES, x.weight)
+    d_taps = aligned_rows((plan.width + 1) * LANES, x.weight)
     for item in range(first, last):
         b = item // plan.tiles
         begin, end = _channels(plan, item % plan.tiles)

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from espnet_bimamba.ops.cpu_lanes import (
     LANES,
     add_sums,
+    aligned_rows,
     exp2,
     filled,
     load,
@@ -50,6 +51,8 @@ BLOCK = 4
 # Channels whose share of the gradients of B and C one work item sums. Fixed, so that the result
 # does not depend on the number of threads.
 SPAN = 128
+# Tiles that the forward pass takes through a chunk before the next one.
+STRIP = 8
 
 _LN_2 = math.log(2.0)
 _LOG2_E = 1 / _LN_2
@@ -87,6 +90,7 @@ def selective_scan(
         reverse,
         bidirectional,
         lengths,
+        return_last_state,
     )
     out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out
@@ -109,16 +113,18 @@ class _SelectiveScan(torch.autograd.Function):
         reverse: bool,
         bidirectional: bool,
         lengths: Tensor | None,
+        wants_state: bool,
     ) -> tuple[Tensor, Tensor]:
         inputs = _Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
         plan = _Plan.of(inputs, reverse, bidirectional)
         out = empty_channels_last(u.shape, inputs.delta)
-        last_state = delta.new_empty(*u.shape[:2], plan.state)
+        # Without a caller for it: empty, and so is its gradient.
+        last_state = delta.new_empty(*u.shape[:2], plan.state if wants_state else 0)
         keep = any(ctx.needs_input_grad)
         kept = delta.new_empty(plan.kept_size if keep else 0)
         run_parallel(
             _forward,
-            plan.batch * plan.tiles,
+            plan.batch * -(-plan.tiles // plan.tiles_in_strip),
             inputs.views(),
             view(out),
             flat(last_state),
@@ -156,7 +162,7 @@ class _SelectiveScan(torch.autograd.Function):
             inputs.views(),
             flat(kept),
             view(d_out),
-            flat(_padded(d_last_state, plan.state).contiguous()),
+            flat(_padded(d_last_state, plan.state if d_last_state.numel() else 0).contiguous()),
             gradients.views(),
             plan,
             ctx.softplus,
@@ -174,6 +180,7 @@ class _SelectiveScan(torch.autograd.Function):
             gradients.d_initial[..., :states].contiguous()
             if inputs.initial_state is not None
             else None,
+            None,
             None,
             None,
             None,
@@ -330,7 +337,7 @@ class _Gradients(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How one scan is cut into tiles, spans and chunks."""
+    """How one scan is cut into tiles, strips of neighbouring tiles, spans and chunks."""
 
     batch: int
     dim: int
@@ -340,6 +347,7 @@ class _Plan(NamedTuple):
     group_b: int  # channels that share one row of B
     group_c: int
     tiles: int
+    tiles_in_strip: int
     spans: int
     chunks: int
     reverse: bool
@@ -351,6 +359,7 @@ class _Plan(NamedTuple):
         groups_b, groups_c = inputs.B.shape[1], inputs.C.shape[1]
         groups = math.lcm(groups_b, groups_c, 2 if bidirectional else 1)
         group = dim // groups
+        tiles = groups * -(-group // LANES)
         return cls(
             batch,
             dim,
@@ -359,7 +368,9 @@ class _Plan(NamedTuple):
             group,
             dim // groups_b,
             dim // groups_c,
-            tiles=groups * -(-group // LANES),
+            tiles=tiles,
+            # Narrower where a strip each would not be enough for all threads.
+            tiles_in_strip=max(1, min(STRIP, batch * tiles // (2 * torch.get_num_threads()))),
             spans=groups * -(-group // SPAN),
             chunks=-(-length // CHUNK),
             reverse=reverse,
@@ -408,9 +419,9 @@ class _Scratch(NamedTuple):
 @njit
 def _scratch(like: np.ndarray) -> _Scratch:
     return _Scratch(
-        np.empty(CHUNK * LANES, like.dtype),
-        np.empty(CHUNK * LANES, like.dtype),
-        np.empty(CHUNK * LANES, like.dtype),
+        aligned_rows(CHUNK * LANES, like),
+        aligned_rows(CHUNK * LANES, like),
+        aligned_rows(CHUNK * LANES, like),
     )
 
 
@@ -517,7 +528,39 @@ def _scan_block(
 
 
 @njit
-def _forward_tiles(
+def _nth_tile(x: _Views, plan: _Plan, b: int, index: int) -> _Tile:
+    tiles_in_group = -(-plan.group // LANES)
+    begin = index // tiles_in_group * plan.group + index % tiles_in_group * LANES
+    width = min(LANES, (index // tiles_in_group + 1) * plan.group - begin)
+    return _tile(x, plan, b, begin, width)
+
+
+@njit
+def _start_tile(x: _Views, plan: _Plan, tile: _Tile, a: np.ndarray, h: np.ndarray) -> None:
+    """Read a tile's A, for powers of two, and the state that it starts from."""
+    a[:], h[:] = 0, 0
+    _turn_in(a, x.A, tile, plan)
+    for i in range(a.size):
+        a[i] *= _LOG2_E
+    if x.initial_state.size:
+        _turn_in(h, x.initial_state[tile.b * plan.dim * plan.state :], tile, plan)
+
+
+@njit
+def _write_outputs(
+    x: _Views, out: View, tile: _Tile, first: int, count: int, sums: np.ndarray
+) -> None:
+    for i in range(count):
+        t = _frame(tile, first + i)
+        y = load(sums, i * LANES)
+        if x.z.line.size:
+            z = load_first(x.z.line, _address(x.z, tile, t), tile.width)
+            y = y * z * sigmoid(z)
+        store_first(out.line, _address(out, tile, t), y, tile.width)
+
+
+@njit
+def _forward_strips(
     first: int,
     last: int,
     x: _Views,
@@ -527,40 +570,37 @@ def _forward_tiles(
     plan: _Plan,
     has_softplus: bool,
 ) -> None:
-    """Scan the tiles ``first .. last`` of all (batch, tile)."""
+    """Scan the strips ``first .. last`` of all (batch, strip)."""
     scratch = _scratch(x.delta.line)
-    a = np.zeros(plan.state * LANES, x.delta.line.dtype)
-    h = np.zeros(plan.state * LANES, x.delta.line.dtype)
-    tiles_in_group = -(-plan.group // LANES)
+    size = plan.state * LANES
+    a = aligned_rows(plan.tiles_in_strip * size, x.delta.line).reshape(-1, size)
+    h = aligned_rows(plan.tiles_in_strip * size, x.delta.line).reshape(-1, size)
+    strips = -(-plan.tiles // plan.tiles_in_strip)
     for item in range(first, last):
-        b, index = item // plan.tiles, item % plan.tiles
-        begin = index // tiles_in_group * plan.group + index % tiles_in_group * LANES
-        width = min(LANES, (index // tiles_in_group + 1) * plan.group - begin)
-        tile = _tile(x, plan, b, begin, width)
-        a[:], h[:] = 0, 0
-        _turn_in(a, x.A, tile, plan)
-        for i in range(a.size):
-            a[i] *= _LOG2_E
-        if x.initial_state.size:
-            _turn_in(h, x.initial_state[b * plan.dim * plan.state :], tile, plan)
-        for start in range(0, tile.end, CHUNK):
-            count = min(CHUNK, tile.end - start)
-            if kept.size:
-                k = (item * plan.chunks + start // CHUNK) * h.size
-                kept[k : k + h.size] = h
-            _read_chunk(x, tile, start, count, has_softplus, scratch)
-            for n in range(0, plan.state, BLOCK):
-                _scan_block(x, tile, n, start, count, scratch, a, h)
-            for i in range(count):
-                t = _frame(tile, start + i)
-                y = load(scratch.sums, i * LANES)
-                if x.z.line.size:
-                    z = load_first(x.z.line, _address(x.z, tile, t), width)
-                    y = y * z * sigmoid(z)
-                store_first(out.line, _address(out, tile, t), y, width)
-        for t in range(tile.end, plan.length):
-            store_first(out.line, _address(out, tile, t), filled(out.line, 0), width)
-        _turn_out(last_state, h, tile, plan)
+        b, begin = item // strips, item % strips * plan.tiles_in_strip
+        indices = range(begin, min(begin + plan.tiles_in_strip, plan.tiles))
+        for index in indices:
+            k = index - begin
+            _start_tile(x, plan, _nth_tile(x, plan, b, index), a[k], h[k])
+        # One chunk of all tiles before the next: what they read lies side by side.
+        for start in range(0, x.lengths[b], CHUNK):
+            count = min(CHUNK, x.lengths[b] - start)
+            for index in indices:
+                k = index - begin
+                tile = _nth_tile(x, plan, b, index)
+                if kept.size:
+                    place = ((b * plan.tiles + index) * plan.chunks + start // CHUNK) * size
+                    kept[place : place + size] = h[k]
+                _read_chunk(x, tile, start, count, has_softplus, scratch)
+                for n in range(0, plan.state, BLOCK):
+                    _scan_block(x, tile, n, start, count, scratch, a[k], h[k])
+                _write_outputs(x, out, tile, start, count, scratch.sums)
+        for index in indices:
+            tile = _nth_tile(x, plan, b, index)
+            for t in range(tile.end, plan.length):
+                store_first(out.line, _address(out, tile, t), filled(out.line, 0), tile.width)
+            if last_state.size:
+                _turn_out(last_state, h[index - begin], tile, plan)
 
 
 class _Slopes(NamedTuple):
@@ -580,11 +620,11 @@ class _Slopes(NamedTuple):
 @njit
 def _slopes(like: np.ndarray) -> _Slopes:
     return _Slopes(
-        np.empty(CHUNK * BLOCK * LANES, like.dtype),
-        np.empty(CHUNK * BLOCK * LANES, like.dtype),
-        np.empty(CHUNK * LANES, like.dtype),
-        np.empty(CHUNK * LANES, like.dtype),
-        np.empty(CHUNK * LANES, like.dtype),
+        aligned_rows(CHUNK * BLOCK * LANES, like),
+        aligned_rows(CHUNK * BLOCK * LANES, like),
+        aligned_rows(CHUNK * LANES, like),
+        aligned_rows(CHUNK * LANES, like),
+        aligned_rows(CHUNK * LANES, like),
     )
 
 
@@ -801,9 +841,9 @@ def _backward_spans(
     like = x.delta.line
     scratch, slopes = _scratch(like), _slopes(like)
     size = plan.state * LANES
-    a, h = np.zeros(size, like.dtype), np.zeros(size, like.dtype)
-    da, dh = np.zeros(size, like.dtype), np.zeros(size, like.dtype)
-    sums = np.zeros(2 * LANES, like.dtype)
+    a, h = aligned_rows(size, like), aligned_rows(size, like)
+    da, dh = aligned_rows(size, like), aligned_rows(size, like)
+    sums = aligned_rows(2 * LANES, like)
     tiles_in_group, spans_in_group = -(-plan.group // LANES), -(-plan.group // SPAN)
     for item in range(first, last):
         b, span = item // plan.spans, item % plan.spans
@@ -813,11 +853,10 @@ def _backward_spans(
         for begin in range(span_begin, span_end, LANES):
             tile = _tile(x, plan, b, begin, min(LANES, span_end - begin))
             index = begin // plan.group * tiles_in_group + begin % plan.group // LANES
-            a[:], da[:], dh[:], sums[:] = 0, 0, 0, 0
-            _turn_in(a, x.A, tile, plan)
-            for i in range(a.size):
-                a[i] *= _LOG2_E
-            _turn_in(dh, d_last_state[b * plan.dim * plan.state :], tile, plan)
+            da[:], dh[:], sums[:] = 0, 0, 0
+            _start_tile(x, plan, tile, a, h)
+            if d_last_state.size:
+                _turn_in(dh, d_last_state[b * plan.dim * plan.state :], tile, plan)
             for chunk in range(-(-tile.end // CHUNK) - 1, -1, -1):
                 start = chunk * CHUNK
                 count = min(CHUNK, tile.end - start)
@@ -872,7 +911,7 @@ def _forward(
     plan: _Plan,
     has_softplus: bool,
 ) -> None:
-    share_out(_forward_tiles, team, (x, out, last_state, kept, plan, has_softplus))
+    share_out(_forward_strips, team, (x, out, last_state, kept, plan, has_softplus))
 
 
 @Kernel

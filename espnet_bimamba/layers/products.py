@@ -1,0 +1,61 @@
+"""Products with the weights of several projections at once, as ``bimamba.py`` shares them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def product_with_each(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Return the products of ``x`` with every weight, side by side.
+
+    Args:
+        x: ``(..., in)``.
+        weights: ``(out, in)`` each.
+
+    Returns:
+        ``(..., sum of out)``.
+    """
+    if not _in_pieces(x):
+        return F.linear(x, torch.cat(list(weights)))
+    rows = x.flatten(0, -2)
+    sizes = [len(weight) for weight in weights]
+    result = x.new_empty(len(rows), sum(sizes))
+    for part, weight in zip(result.split(sizes, dim=-1), weights, strict=True):
+        torch.mm(rows, weight.t(), out=part)
+    return result.unflatten(0, x.shape[:-1])
+
+
+def sum_of_products(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the products of each part of ``x`` with its weight.
+
+    Args:
+        x: ``(..., sum of in)``.
+        weights: ``(out, in)`` each.
+
+    Returns:
+        ``(..., out)``.
+    """
+    if not _in_pieces(x):
+        return F.linear(x, torch.cat(list(weights), dim=1))
+    parts = x.flatten(0, -2).split([weight.shape[1] for weight in weights], dim=-1)
+    result = torch.mm(parts[0], weights[0].t())
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        result.addmm_(part, weight.t())
+    return result.unflatten(0, x.shape[:-1])
+
+
+def _in_pieces(x: Tensor) -> bool:
+    """Whether one product for each weight, written where it belongs, is better than one for all.
+
+    It is on the CPU: weights side by side are a copy of them in every call, and above all memory
+    taken from the system afresh. It cannot be where autograd records, a tracer looks on or
+    autocast shall choose the precision.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
