@@ -28,6 +28,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     channels_last,
     empty_channels_last,
     flat,
+    in_dtype,
     run_parallel,
     view,
 )
@@ -52,12 +53,16 @@ def causal_conv1d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CPU tensors."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    optional = (None if t is None else t.to(dtype) for t in (bias, initial_states))
     out, final_states = _CausalConv1d.apply(
-        x, weight.to(dtype), *optional, activation is not None, reverse, bidirectional, lengths
+        x,
+        *(in_dtype(t, dtype) for t in (weight, bias, initial_states)),
+        activation is not None,
+        reverse,
+        bidirectional,
+        lengths,
     )
-    out = out.to(x.dtype)
-    return (out, final_states.to(x.dtype)) if return_final_states else out
+    out = in_dtype(out, x.dtype)
+    return (out, in_dtype(final_states, x.dtype)) if return_final_states else out
 
 
 class _Inputs(NamedTuple):

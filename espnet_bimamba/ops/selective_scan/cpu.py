@@ -41,6 +41,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     channels_last,
     empty_channels_last,
     flat,
+    in_dtype,
     run_parallel,
     view,
 )
@@ -79,20 +80,18 @@ def selective_scan(
     dtype = torch.promote_types(u.dtype, torch.float32)
     # Half precision is read as it is where u and z agree, which keeps the compiled kinds few.
     own = u.dtype if z is None or z.dtype == u.dtype else dtype
-    exact = (None if x is None else x.to(dtype) for x in (delta, A, B, C, D))
-    rest = (None if x is None else x.to(dtype) for x in (delta_bias, initial_state))
     out, last_state = _SelectiveScan.apply(
-        u.to(own),
-        *exact,
-        None if z is None else z.to(own),
-        *rest,
+        in_dtype(u, own),
+        *(in_dtype(x, dtype) for x in (delta, A, B, C, D)),
+        in_dtype(z, own),
+        *(in_dtype(x, dtype) for x in (delta_bias, initial_state)),
         delta_softplus,
         reverse,
         bidirectional,
         lengths,
         return_last_state,
     )
-    out = out.to(u.dtype)
+    out = in_dtype(out, u.dtype)
     return (out, last_state) if return_last_state else out
 
 
