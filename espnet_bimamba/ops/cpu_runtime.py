@@ -49,6 +49,8 @@ class Kernel:
         function: What to compile; it may call other ``njit`` functions.
     """
 
+    _has_told = False
+
     def __init__(self, function: Callable) -> None:
         self._function = function
         self._compiled: Any = None
@@ -65,7 +67,8 @@ class Kernel:
             self._known.add(kind)
 
     def _first_call(self, args: tuple) -> None:
-        name, start = self._function.__qualname__, time.perf_counter()
+        name = f"{self._function.__module__}.{self._function.__qualname__}"
+        start = time.perf_counter()
         found = False
         try:
             self._compiled = self._compiled or self._jit(cache=True)
@@ -79,8 +82,11 @@ class Kernel:
             self._compiled = self._jit(cache=False)
             self._compiled(*args)
         if not found:
+            # Aloud once a process: with a cache on disk, once for each kind of input.
+            level = logging.INFO if Kernel._has_told else logging.WARNING
+            Kernel._has_told = True
             seconds = time.perf_counter() - start
-            _logger.info("%s: compiled for this machine in %.1f s", name, seconds)
+            _logger.log(level, "%s: compiled for this machine in %.1f s", name, seconds)
 
     def _jit(self, cache: bool) -> Any:
         if not cache:

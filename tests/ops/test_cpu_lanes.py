@@ -40,10 +40,10 @@ def softplus_slope(x):
 
 
 FUNCTIONS = [
-    ("exp2", np.exp2, (-126, 127.5), 1),
-    ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), (-80, 80), 3),
+    ("exp2", np.exp2, (-126, 127.5), 2),
+    ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), (-80, 80), 4),
     ("softplus", softplus, (-80, 80), 4),
-    ("softplus_slope", softplus_slope, (-80, 80), 3),
+    ("softplus_slope", softplus_slope, (-80, 80), 4),
 ]
 NAMES = [name for name, *_ in FUNCTIONS]
 

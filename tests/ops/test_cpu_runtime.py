@@ -234,6 +234,15 @@ def test_without_a_folder_to_write_to_nothing_is_left_beside_the_source(tmp_path
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
 
 
+def test_the_first_kernel_that_is_compiled_is_told_aloud(tmp_path):
+    log = log_of_first_use(
+        tmp_path, "type(kernel)(kernel._function)(1, 3, np.zeros(4, np.float32))"
+    )
+    told = [line for line in log.splitlines() if "compiled for this machine" in line]
+    assert [line.split(":")[0] for line in told] == ["WARNING", "INFO"]
+    assert "kernel.add_one" in told[0]
+
+
 def test_compiled_code_is_found_again_and_a_truncated_cache_is_survived(tmp_path):
     assert "compiled for this machine" in log_of_first_use(tmp_path)
     assert "compiled" not in log_of_first_use(tmp_path)
