@@ -53,7 +53,8 @@ class Settings:
         """Fix the number of threads and the seed, and let the process keep what it frees."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        _keep_freed_memory()
+        if self.scale != "tiny":
+            _keep_freed_memory()
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import encoders, ops, peers, timing, training
 from benchmarks.results import Measurement
 from benchmarks.timing import Settings, in_fresh_process, peak_memory
+from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE
 
 TINY = Settings(threads=1, scale="tiny")
 
@@ -25,8 +26,9 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture
-def made(in_this_process, tmp_path, capsys):
+def made(in_this_process, tmp_path, capsys, monkeypatch):
     """What ``python -m benchmarks run --scale tiny`` leaves; parts by argument."""
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
 
     def run(*parts):
         options = ["--scale", "tiny", "--threads", "1", "--out", str(tmp_path)]

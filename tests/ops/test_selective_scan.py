@@ -1,5 +1,6 @@
 """The scan: its definition against plain NumPy, every backend against the definition in float64."""
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 from espnet_bimamba.errors import LengthsError, ShapeError
 from espnet_bimamba.ops import selective_scan
+from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE
 from tests.conftest import most_precise, skip_unless_served
 from tests.ops.cases import ALL, SCAN_CASES, ScanCase, every_direction, laid_out, parametrize
 from tests.tolerances import assert_close
@@ -306,6 +308,7 @@ def test_no_tensor_over_batch_dim_length_and_state_is_stored():
         [sys.executable, "-c", MEMORY_PROBE, str(length)],
         capture_output=True,
         text=True,
+        env=os.environ | {ENVIRONMENT_VARIABLE: "cpu"},
         check=True,
     )
     every_state = 32 * length * 128 * 4
