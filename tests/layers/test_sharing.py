@@ -100,6 +100,7 @@ def test_each_operator_is_called_once_for_both(shared, apart, grad, calls):
 def test_the_directions_of_innbimamba_share_their_calls_elsewhere_than_on_the_cpu(
     calls, monkeypatch
 ):
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     InnBiMamba(6)(torch.zeros(2, 5, 6))
     assert calls == APART
     calls.clear()
