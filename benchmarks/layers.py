@@ -21,7 +21,7 @@ _CALLS_PROFILED = {"full": 20, "quick": 5, "tiny": 1}
 _PARTS = {
     "selective scan": r"selective_?scan",
     "causal convolution": r"causal_?conv",
-    "projections": r"aten::(mm|addmm|bmm|baddbmm|linear|matmul|_addmm_activation)$|mkldnn_linear",
+    "projections": r"aten::(mm|addmm_?|bmm|baddbmm|linear|matmul|_addmm_activation)$|mkldnn_linear",
     "ESPnet's convolutions": r"conv",
     "norms": r"norm",
     "activations": r"silu|sigmoid|glu|relu|softplus|softmax",
