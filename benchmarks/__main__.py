@@ -26,6 +26,7 @@ PARTS = {
     "encoders": encoders.run,
     "training": training.run,
     "decoding": decoding.run,
+    "hour": encoders.run_hour,
 }
 
 
@@ -42,8 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     run_.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     run_.add_argument("--scale", default="full", choices=["full", "quick", "tiny"])
-    run_.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    run_.add_argument("--hour", action="store_true", help="an hour of speech as well, minutes more")
+    run_.add_argument("--only", nargs="+", choices=PARTS, help="parts of a full run")
+    run_.add_argument(
+        "--malloc",
+        default="keep",
+        choices=["keep", "default"],
+        help="what is done with freed memory",
+    )
     run_.add_argument("--out", type=Path, default=Path("exp/bench"), help="folder of the results")
     run_.add_argument("--command", default="", help="what the report says was typed")
     run_.set_defaults(do=_run)
@@ -68,9 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    settings = Settings(args.device, args.threads, args.scale)
+    settings = Settings(args.device, args.threads, args.scale, args.malloc)
     settings.apply()
     start = time.perf_counter()
+    parts = args.only or [name for name in PARTS if args.scale != "quick" or name != "hour"]
     run: dict[str, Any] = {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -82,29 +89,31 @@ def _run(args: argparse.Namespace) -> int:
     }
     if run["machine"]["load_before"] > 0.5:
         _say(f"the machine is busy (load {run['machine']['load_before']:.1f}): ratios will suffer")
+    # A run of some parts does not take the place of one of all.
+    name = "-".join([f"{args.scale}-{args.device}", *(args.only or [])])
+    file = args.out / f"{name}.json"
     results = Results()
-    parts = {name: PARTS[name] for name in args.only}
-    if args.hour:
-        parts["hour"] = encoders.run_hour
-    for name, measure in parts.items():
-        _say(f"{name} ...")
+    for part in parts:
+        _say(f"{part} ...")
         part_start = time.perf_counter()
-        results += measure(settings)
-        run["minutes_of"][name] = (time.perf_counter() - part_start) / 60
-    run["minutes"] = (time.perf_counter() - start) / 60
-    run["machine"]["load_after"] = os.getloadavg()[0]
-    bars = all_bars(results)
-    run["bars"] = [bar.as_dict() for bar in bars]
-    run["measurements"] = [asdict(m) for m in results]
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"{args.scale}-{args.device}.json"
-    file.write_text(json.dumps(run, indent=1))
+        results += PARTS[part](settings)
+        run["minutes_of"][part] = (time.perf_counter() - part_start) / 60
+        run["minutes"] = (time.perf_counter() - start) / 60
+        run["machine"]["load_after"] = os.getloadavg()[0]
+        bars = all_bars(results)
+        _write(file, run | {"bars": [b.as_dict() for b in bars]}, results)
     print(table(bars))
     print(f"\n{file}, {run['minutes']:.1f} minutes")
     if args.scale != "quick":
         drawn = plots.draw(results, args.out / f"plots-{args.device}")
         print(*(f"{plot}" for plot in drawn), sep="\n")
     return 0
+
+
+def _write(file: Path, run: dict[str, Any], results: Results) -> None:
+    """Write what was measured so far: a part that fails takes none of the others with it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(run | {"measurements": [asdict(m) for m in results]}, indent=1))
 
 
 def _say(message: str) -> None:

@@ -43,8 +43,6 @@ class Sizes:
         subjects: Rows of :data:`benchmarks.models.ENCODERS`.
         repeated: Lengths measured in alternating rounds.
         once: Longer ones, measured once, in the process that measures memory.
-        longest: The longest one, for ``patient`` subjects only.
-        patient: See above.
         seconds: Time for the rounds of one length.
         chosen_at: Length at which the peers' attention is chosen.
         hour: What :func:`run_hour` measures.
@@ -53,8 +51,6 @@ class Sizes:
     subjects: tuple[str, ...]
     repeated: tuple[float, ...]
     once: tuple[float, ...] = ()
-    longest: float | None = None
-    patient: tuple[str, ...] = ()
     seconds: float = 20.0
     chosen_at: float = 30
     hour: tuple[float, float] = (60, 3600)
@@ -62,9 +58,7 @@ class Sizes:
 
 _MAIN = ("conbimamba-ext", "conbimamba-inn", "conformer")
 SIZES = {
-    "full": Sizes(
-        tuple(ENCODERS), (5, 10, 30, 60), (300,), 1800, ("conbimamba-ext", "conbimamba-inn")
-    ),
+    "full": Sizes(tuple(ENCODERS), (5, 10, 30, 60), (300, 1800)),
     "quick": Sizes(_MAIN, (10, 60), seconds=3, chosen_at=10),
     "tiny": Sizes(("conbimamba-ext", "conformer"), (0.5, 1), (2,), chosen_at=0.5, hour=(0.5, 1)),
 }
@@ -119,6 +113,7 @@ def bars(results: Results) -> list[Bar]:
     if results.select("encoder", "forward"):
         found = [against(subject, 10, 1.0) for subject in (ext, inn)]
         found += [against(ext, 60, 0.5), against(inn, 60, 0.5), against(inn, 60, 1.0, ext)]
+        found += [_crossover_bar(results, subject) for subject in (ext, inn)]
     found += [
         _linear(subject, long, time(subject, long), 60, time(subject, 60))
         for subject in (ext, inn)
@@ -130,31 +125,66 @@ def bars(results: Results) -> list[Bar]:
         what = f"encoder, 1 hour: peak memory of the process, {m.subject}"
         memory = m if m.samples else None
         found.append(
-            ratio_bar(f"encoder-hour-memory-{m.subject}", what, memory, limit, most=6, unit=" GB")
+            ratio_bar(
+                f"encoder-hour-memory-{m.subject}",
+                what,
+                memory,
+                limit,
+                most=6,
+                unit=" GB",
+                paired=False,
+            )
         )
         long, short = (time(m.subject, seconds, "hour") for seconds in (3600, 60))
         found.append(_linear(m.subject, 3600, long, 60, short))
     return found
 
 
-def crossover(results: Results, subject: str = _FLOOR_OF, peer: str = "conformer") -> str:
-    """Say from which length on ``subject`` is faster than ``peer``, in words."""
+#: Ours -> the stock encoder that it takes the place of.
+PAIRS = {
+    "conbimamba-ext": "conformer",
+    "conbimamba-inn": "conformer",
+    "e_branchbimamba": "e_branchformer",
+    "transbimamba": "transformer",
+}
+
+
+def crossover(results: Results, subject: str, peer: str) -> tuple[float, bool] | None:
+    """Find the length from which on ``subject`` is faster than ``peer``.
+
+    Returns:
+        Seconds of speech, and whether ``subject`` gets faster there: if not, it is slower up to
+        there, the longest length measured. The shortest length measured if it is faster at every
+        one; None if nothing was measured.
+    """
     found = {}
     for m in results.select("encoder", "forward", subject, "s", batch=1, precision="float32"):
         other = results.find("encoder", "forward", peer, **m.size)
         if m.samples and other:
             found[m.size["seconds"]] = m.median / other.median
     if not found:
-        return "not measured"
+        return None
     lengths = sorted(found)
     slower = [seconds for seconds in lengths if found[seconds] > 1]
     if not slower:
-        return f"faster at every length measured, from {lengths[0]:g} s on"
+        return lengths[0], True
     if slower[-1] == lengths[-1]:
-        return f"slower up to {lengths[-1]:g} s, the longest measured"
+        return lengths[-1], False
     before, after = slower[-1], lengths[lengths.index(slower[-1]) + 1]
     share = math.log(found[before]) / math.log(found[before] / found[after])
-    return f"faster from about {before * (after / before) ** share:.2g} s on"
+    return before * (after / before) ** share, True
+
+
+def _crossover_bar(results: Results, subject: str) -> Bar:
+    found = crossover(results, subject, "conformer")
+    return Bar(
+        f"encoder-crossover-{subject}",
+        f"encoder: {subject} is faster than the conformer from",
+        # Where it never gets faster, the longest length measured: far more than the bar.
+        found and found[0],
+        most=10,
+        unit=" s",
+    )
 
 
 def _linear(
@@ -170,6 +200,7 @@ def _linear(
         time_long,
         time_short,
         scale=short / long,
+        paired=False,
         # As far from linear as the scan alone may be.
         least=0.875,
         most=1.125,
@@ -255,8 +286,7 @@ def _left_out(walks: Results, subject: str, seconds: float) -> bool:
 def _walk(
     settings: Settings, sizes: Sizes, subject: str, kind: str, options: dict[str, Any]
 ) -> list[Measurement]:
-    longest = (sizes.longest,) if sizes.longest and subject in sizes.patient else ()
-    lengths = (*sizes.repeated[1:], *sizes.once, *longest)
+    lengths = (*sizes.repeated[1:], *sizes.once)
     found = _walk_over(settings, lengths, subject, kind, options)
     # Time counts only where it was not measured in rounds.
     return [m for m in found if m.unit != "s" or m.size["seconds"] > sizes.repeated[-1]]

@@ -23,6 +23,9 @@ _PARTS = {
     "causal convolution": r"causal_?conv",
     "projections": r"aten::(mm|addmm_?|bmm|baddbmm|linear|matmul|_addmm_activation)$|mkldnn_linear",
     "ESPnet's convolutions": r"conv",
+    "Adam's step": r"_foreach|addcdiv|addcmul|lerp|_fused_adam|Optimizer",
+    "dropout": r"dropout|bernoulli",
+    "CTC": r"ctc",
     "norms": r"norm",
     "activations": r"silu|sigmoid|glu|relu|softplus|softmax",
     "copies": r"copy|clone|contiguous|aten::cat$|_to_copy",
@@ -91,12 +94,19 @@ def _subjects(settings: Settings, length: int) -> dict[str, Callable[[], object]
     }
 
 
-def parts(call: Callable[[], object], settings: Settings) -> dict[str, float]:
+def parts(
+    call: Callable[[], object], settings: Settings, times: int | None = None
+) -> dict[str, float]:
     """Return the seconds that each part of a call takes, by PyTorch's profiler.
 
     Its own cost is spread over all parts; what is left of the wall time, on the CPU, is Python's.
+
+    Args:
+        call: What to profile.
+        settings: How the run is made.
+        times: How many calls; None takes as many as fit one of milliseconds.
     """
-    times = _CALLS_PROFILED[settings.scale]
+    times = times or _CALLS_PROFILED[settings.scale]
     cuda = settings.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     call()

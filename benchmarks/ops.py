@@ -129,12 +129,15 @@ def bars(results: Results) -> list[Bar]:
             time("forward", "ours", 1, 1000),
             least=3.5,
             most=4.5,
+            paired=False,
         )
     )
     for m in results.select("scan", both, "ours", "bytes"):
         must = Measurement("scan", both, "must", "bytes", [m.size["tensors"]])
         what = "scan, forward+backward: peak memory / inputs, output and gradients"
-        found.append(ratio_bar("scan-memory", what, m if m.samples else None, must, most=3.0))
+        found.append(
+            ratio_bar("scan-memory", what, m if m.samples else None, must, most=3.0, paired=False)
+        )
     return found
 
 

@@ -135,6 +135,7 @@ def ratio_bar(
     most: float | None = None,
     scale: float = 1.0,
     unit: str = "x",
+    paired: bool = True,
 ) -> Bar:
     """Hold the ratio of two medians to a limit.
 
@@ -147,11 +148,14 @@ def ratio_bar(
         most: See :class:`Bar`.
         scale: The ratio is multiplied by it.
         unit: See :class:`Bar`.
+        paired: Whether samples were taken in the same rounds; without it there is no spread.
     """
     if numerator is None or denominator is None:
         return Bar(id, what, None, least, most, unit=unit)
     value = scale * numerator.median / denominator.median
-    pairs = [scale * a / b for a, b in zip(numerator.samples, denominator.samples, strict=False)]
+    if not paired or len(numerator.samples) == 1:
+        return Bar(id, what, value, least, most, unit=unit)
+    pairs = [scale * a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)]
     return Bar(id, what, value, least, most, (min(pairs), max(pairs)), unit)
 
 

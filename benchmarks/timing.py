@@ -43,17 +43,19 @@ class Settings:
         device: ``cpu`` or ``cuda``.
         threads: Threads of PyTorch and of this package's kernels.
         scale: ``full``, ``quick`` (ratios only) or ``tiny`` (for tests: figures mean nothing).
+        malloc: ``keep`` lets the process keep what it frees, ``default`` leaves that to glibc.
     """
 
     device: str = "cpu"
     threads: int = 2
     scale: str = "full"
+    malloc: str = "keep"
 
     def apply(self) -> None:
-        """Fix the number of threads and the seed, and let the process keep what it frees."""
+        """Fix the number of threads, the seed, and what is done with freed memory."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        if self.scale != "tiny":
+        if self.malloc == "keep" and self.scale != "tiny":
             _keep_freed_memory()
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.layers import parts
 from benchmarks.models import (
     ATTENTIONS,
     ENCODERS,
@@ -74,6 +75,12 @@ def run(settings: Settings) -> list[Measurement]:
             }
             for subject, samples in interleaved(calls, settings, sizes.seconds).items():
                 results.append(Measurement("training", "step", subject, "s", samples, size))
+            if duration == sizes.durations[0]:
+                results += [
+                    Measurement("training parts", part, subject, "s", [seconds], size)
+                    for subject, call in calls.items()
+                    for part, seconds in parts(call, settings, times=1).items()
+                ]
             del calls
         if not sizes.memory:
             continue

@@ -41,16 +41,18 @@ class SubsamplingConvolutions(nn.Sequential):
         if torch.compiler.is_compiling() or not self._can_be_cut:
             return super().forward(x)
         x = _channels_side_by_side(x)
-        return super().forward(x) if self._frames(x) <= PIECE else self._in_pieces(x)
+        return super().forward(x) if self._frames(x) <= _piece(x) else self._in_pieces(x)
 
     def _frames(self, x: Tensor) -> int:
         return (x.shape[2] - self._field) // self._stride + 1
 
     def _in_pieces(self, x: Tensor) -> Tensor:
         frames = self._frames(x)
+        # Even pieces: of a few frames oneDNN would take another kernel, with other roundings.
+        pieces = -(-frames // _piece(x))
         whole: Tensor | None = None
-        for begin in range(0, frames, PIECE):
-            end = min(begin + PIECE, frames)
+        for index in range(pieces):
+            begin, end = (frames * i // pieces for i in (index, index + 1))
             seen = x[:, :, begin * self._stride : (end - 1) * self._stride + self._field]
             piece = super().forward(seen).transpose(1, 2)
             if whole is None:
@@ -59,6 +61,11 @@ class SubsamplingConvolutions(nn.Sequential):
             whole[:, begin:end] = piece
         assert whole is not None
         return whole.transpose(1, 2)
+
+
+def _piece(x: Tensor) -> int:
+    """Return the most frames of a piece: on a card enough of them to keep it busy."""
+    return PIECE if x.device.type == "cpu" else 16 * PIECE
 
 
 def _channels_side_by_side(x: Tensor) -> Tensor:

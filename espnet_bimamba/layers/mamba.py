@@ -154,7 +154,8 @@ class SelectiveSSM(nn.Module):
 
         Their bias does not survive bfloat16.
         """
-        if not torch.is_autocast_enabled(dt.device.type):
+        device = dt.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return self.dt_proj(dt)
         with torch.autocast(dt.device.type, enabled=False):
             return self.dt_proj(dt.to(self.A_log.dtype))

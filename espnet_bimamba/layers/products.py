@@ -50,12 +50,13 @@ def _in_pieces(x: Tensor) -> bool:
     """Whether one product for each weight, written where it belongs, is better than one for all.
 
     It is on the CPU: weights side by side are a copy of them in every call, and above all memory
-    taken from the system afresh. It cannot be where autograd records, a tracer looks on or
-    autocast shall choose the precision.
+    taken from the system afresh. It cannot be where autograd records, a tracer or a transform of
+    torch.func looks on, or autocast shall choose the precision.
     """
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -62,7 +62,7 @@ class Kernel:
         if kind in self._known and self._compiled is not None:
             self._compiled(*args)
             return
-        with _compile_lock, _one_process_at_a_time():
+        with _compile_lock, _one_process_at_a_time(Path(config.CACHE_DIR or _own_cache())):
             self._first_call(args)
             self._known.add(kind)
 
@@ -136,16 +136,17 @@ def _numba_cache_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_process_at_a_time() -> Iterator[None]:
-    """Let one process compile and the others find its cache.
+def _one_process_at_a_time(cache: Path) -> Iterator[None]:
+    """Let one process compile and the others find its ``cache``.
 
     Numba numbers its cache files by an index that two processes can read before either writes;
-    without the lock one would overwrite the other's code.
+    without the lock one would overwrite the other's code. The lock lies where the cache does:
+    jobs of a cluster share a home, each with temporary files of its own.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            path = Path(tempfile.gettempdir()) / f"espnet-bimamba-compile-{os.getuid()}.lock"
-            lock = stack.enter_context(path.open("a"))
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((cache / "compile.lock").open("a"))
             # Not flock, which a forked child would hold on to.
             fcntl.lockf(lock, fcntl.LOCK_EX)
         yield

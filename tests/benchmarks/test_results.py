@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks import encoders, ops, training
+from benchmarks import encoders, ops, report, training
 from benchmarks.results import Bar, Measurement, Results, ratio_bar, table
 
 
@@ -39,6 +39,12 @@ def test_a_ratio_is_one_of_medians_with_the_spread_of_single_rounds():
     assert bar.spread == (1.5, 3.0)
     assert bar.status == "NOT MET (1.5x of 1.4x)"
     assert ratio_bar("id", "what", None, seconds(1.0), most=1).status == "not measured"
+
+
+def test_what_was_not_measured_in_rounds_has_no_spread():
+    apart = ratio_bar("id", "what", seconds(9.0, 2.0), seconds(3.0), most=1.4, paired=False)
+    once = ratio_bar("id", "what", seconds(9.0), seconds(3.0), most=1.4)
+    assert apart.spread is once.spread is None
 
 
 def test_the_tables_last_column_is_the_status():
@@ -101,7 +107,26 @@ def test_the_encoders_bars_and_the_crossover():
     assert status(bars, "encoder-conbimamba-ext-conformer-10") == "met"
     assert status(bars, "encoder-conbimamba-ext-conformer-60") == "NOT MET (0.55x of 0.5x)"
     # From twice as slow to twice as fast: in the middle on the logarithmic axis.
-    assert encoders.crossover(results) == "faster from about 7.1 s on"
+    faster_from, _ = encoders.crossover(results, "conbimamba-ext", "conformer")
+    assert faster_from == pytest.approx(50**0.5)
+    assert status(bars, "encoder-crossover-conbimamba-ext") == "met"
+    assert status(bars, "encoder-crossover-conbimamba-inn") == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("times", "found", "words"),
+    [
+        ({5: 0.9, 60: 19.0}, (5, True), "faster from 5 s on"),
+        ({5: 0.9, 60: 21.0}, (60, False), "slower up to 60 s"),
+        ({5: 2.0, 60: 21.0}, (60, False), "slower up to 60 s"),
+        ({}, None, "not measured"),
+    ],
+)
+def test_where_there_is_no_crossover(times, found, words):
+    results = Results(encoder_times("conformer", {5: 1.0, 60: 20.0}))
+    results += encoder_times("conbimamba-ext", times)
+    assert encoders.crossover(results, "conbimamba-ext", "conformer") == found
+    assert report._in_words(found) == words
 
 
 def test_trainings_bars():

@@ -33,7 +33,7 @@ def made(in_this_process, tmp_path, capsys, monkeypatch):
     def run(*parts):
         options = ["--scale", "tiny", "--threads", "1", "--out", str(tmp_path)]
         assert command_line.main(["run", *options, "--only", *parts]) == 0
-        file = tmp_path / "tiny-cpu.json"
+        file = tmp_path / f"tiny-cpu-{'-'.join(parts)}.json"
         return file, json.loads(file.read_text()), capsys.readouterr().out
 
     return run
@@ -51,7 +51,10 @@ def subjects(run, benchmark, case=None, unit="s"):
 def test_the_scan_the_layers_and_the_file(made):
     file, run, printed = made("ops", "layers")
     assert run["format"] == command_line.FORMAT
-    assert run["settings"] == {"device": "cpu", "threads": 1, "scale": "tiny"}
+    assert run["settings"] == {
+        **{"device": "cpu", "threads": 1},
+        **{"scale": "tiny", "malloc": "keep"},
+    }
     assert {"cpu", "cores", "memory_bytes", "load_before", "load_after"} <= run["machine"].keys()
     assert {"python", "torch", "numba", "espnet"} <= run["versions"].keys()
     for m in run["measurements"]:
@@ -90,6 +93,23 @@ def test_models_and_the_report(made, capsys):
     assert "conbimamba-ext" in report
     assert str(file.parent) not in report.replace(run["command"], "")
     assert command_line.main(["table", str(file)]) == 0
+
+
+def test_a_part_that_fails_takes_none_of_the_others_with_it(made, monkeypatch, tmp_path):
+    def fail(_):
+        raise RuntimeError("no decoding today")
+
+    monkeypatch.setitem(command_line.PARTS, "layers", fail)
+    with pytest.raises(RuntimeError, match="no decoding today"):
+        made("ops", "layers")
+    run = json.loads((tmp_path / "tiny-cpu-ops-layers.json").read_text())
+    assert subjects(run, "scan", "forward")
+
+
+def test_an_hour(made):
+    _, run, _ = made("hour")
+    for unit in ("s", "total bytes"):
+        assert subjects(run, "encoder", "hour", unit) == {"conbimamba-ext", "conbimamba-inn"}
 
 
 def test_a_wrong_scan_is_not_timed(monkeypatch):
