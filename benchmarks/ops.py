@@ -223,7 +223,7 @@ def _compare(
             continue
         calls[name] = _caller(scan, inputs, backward)
     del exact
-    for name, samples in interleaved(calls, settings, seconds, warm=True).items():
+    for name, samples in interleaved(calls, settings, seconds).items():
         results.append(Measurement("scan", case, name, "s", samples, size))
     return results
 

@@ -94,7 +94,6 @@ def interleaved(
     seconds: float,
     least: int = 3,
     most: int = 15,
-    warm: bool = False,
 ) -> dict[str, list[float]]:
     """Time calls in alternating rounds, after one call of each for warming up.
 
@@ -104,7 +103,6 @@ def interleaved(
         seconds: As many rounds are made as fit in here ...
         least: ... but at least so many ...
         most: ... and at most so many.
-        warm: Whether every call was made before.
 
     Returns:
         Seconds a call, a sample a round. A sample is the mean of several calls if they are short.
@@ -113,7 +111,7 @@ def interleaved(
         least = most = 2
     if settings.scale == "quick":
         least = min(least, 2)
-    for call in () if warm else calls.values():
+    for call in calls.values():
         call()
     gc.collect()
     gc.disable()

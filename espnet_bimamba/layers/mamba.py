@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.layers.checks import check_dt_range, check_mixer_options, refuse_other_kinds
 from espnet_bimamba.layers.initialization import initial_A_log, initial_dt_bias
+from espnet_bimamba.layers.products import products_of_pairs
 from espnet_bimamba.ops import causal_conv1d, selective_scan
 from espnet_bimamba.ops.lengths import check_lengths, is_full, padding_mask
 
@@ -196,12 +197,14 @@ def _inputs_of_both(
 ) -> dict[str, Any]:
     # Cut where channels are last: their gradients are put together in the order of memory.
     halves = convolved.transpose(1, 2).chunk(2, dim=-1)
-    projected = [ssm.x_proj(half) for ssm, half in zip(ssms, halves, strict=True)]
-    rank = ssms[0].dt_rank
-    B, C = torch.stack([x[..., rank:] for x in projected], dim=1).chunk(2, dim=-1)
+    if all(is_plain(ssm.x_proj, nn.Linear) for ssm in ssms):
+        projected = products_of_pairs(halves, [ssm.x_proj.weight for ssm in ssms])
+    else:
+        projected = torch.stack([ssm.x_proj(x) for ssm, x in zip(ssms, halves, strict=True)], dim=1)
+    dt, B, C = projected.split([ssms[0].dt_rank, ssms[0].d_state, ssms[0].d_state], dim=-1)
     return {
         "u": convolved,
-        "delta": _step_sizes_of_both(ssms, [x[..., :rank] for x in projected]).transpose(1, 2),
+        "delta": _step_sizes_of_both(ssms, dt.unbind(1)).transpose(1, 2),
         "A": -torch.exp(at_least_float32(torch.cat([ssm.A_log for ssm in ssms]))),
         "B": B.transpose(2, 3),
         "C": C.transpose(2, 3),
@@ -211,7 +214,7 @@ def _inputs_of_both(
     }
 
 
-def _step_sizes_of_both(ssms: tuple[SelectiveSSM, SelectiveSSM], dts: list[Tensor]) -> Tensor:
+def _step_sizes_of_both(ssms: tuple[SelectiveSSM, SelectiveSSM], dts: tuple[Tensor, ...]) -> Tensor:
     """Project both ``(batch, length, dt_rank)`` to one ``(batch, length, 2 * d_inner)``."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
     if recorded or not all(is_plain(ssm.dt_proj, nn.Linear) for ssm in ssms):

@@ -46,6 +46,26 @@ def sum_of_products(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return result.unflatten(0, x.shape[:-1])
 
 
+def products_of_pairs(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Return the product of each ``x`` with the weight at its place.
+
+    Args:
+        xs: ``(batch, length, in)`` each.
+        weights: ``(out, in)`` each.
+
+    Returns:
+        ``(batch, pairs, length, out)``.
+    """
+    if not _in_pieces(xs[0]):
+        pairs = zip(xs, weights, strict=True)
+        return torch.stack([F.linear(x, weight) for x, weight in pairs], dim=1)
+    batch, length, _ = xs[0].shape
+    result = xs[0].new_empty(len(xs), batch * length, len(weights[0]))
+    for part, x, weight in zip(result, xs, weights, strict=True):
+        torch.mm(x.flatten(0, 1), weight.t(), out=part)
+    return result.unflatten(1, (batch, length)).transpose(0, 1)
+
+
 def _in_pieces(x: Tensor) -> bool:
     """Whether one product for each weight, written where it belongs, is better than one for all.
 

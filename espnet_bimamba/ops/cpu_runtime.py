@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import config, njit
+from numba import carray, config, njit, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from espnet_bimamba.ops.cpu_team import Team, torch_fork
@@ -155,18 +156,9 @@ def _one_process_at_a_time(cache: Path) -> Iterator[None]:
 def _kind(args: tuple) -> tuple:
     """Return what of the arguments decides which machine code runs: the types of the arrays.
 
-    An argument that is a number has the same type in every call, and tuples of numbers begin with
-    an integer.
+    All else has the same type in every call.
     """
-    kind: tuple = ()
-    for argument in args:
-        if isinstance(argument, View):
-            kind += (argument.line.dtype,)
-        elif isinstance(argument, np.ndarray):
-            kind += (argument.dtype,)
-        elif isinstance(argument, tuple) and not isinstance(argument[0], int):
-            kind += _kind(argument)
-    return kind
+    return tuple(x.dtype for x in args if isinstance(x, np.ndarray))
 
 
 def run_parallel(kernel: Callable, items: int, *args: Any) -> None:
@@ -219,6 +211,16 @@ os.register_at_fork(
 )
 
 
+class Place(NamedTuple):
+    """Where a tensor lies: its first element's address and the steps of its axes, in elements."""
+
+    address: int
+    batch: int
+    group: int
+    state: int
+    length: int
+
+
 class View(NamedTuple):
     """A tensor as kernels read it: a line of memory and the steps of the axes in it."""
 
@@ -229,35 +231,71 @@ class View(NamedTuple):
     length: int
 
 
-def view(x: Tensor) -> View:
-    """View (batch, dim, length) or (batch, group, state, length); an axis it lacks has step 0."""
-    steps = x.stride()
-    if x.dim() == 3:
-        steps = (steps[0], 0, 0, steps[2])
-    return View(flat(x), *steps)
+def address(x: Tensor | None) -> int:
+    """Return where ``x``'s first element lies; 0 if there is none.
 
-
-def flat(x: Tensor) -> np.ndarray:
-    """View everything from ``x``'s first element to its last as one contiguous line.
-
-    Kernels index the line by ``x``'s strides, so that slices of a projection's output are read
-    in place while the compiler still knows that neighbours are adjacent. Half precision comes as
-    its bits (see ``cpu_lanes.py``): NumPy has no bfloat16.
+    Kernels get addresses and not arrays: a dozen arrays take as long to make as a short utterance
+    takes to convolve. Whoever asks for an address keeps the tensor until the kernel has returned.
     """
-    x = x.detach()
-    if x.dtype in _BITS:
-        x = x.view(_BITS[x.dtype])
-    if x.numel() == 0:
-        return x.new_empty(0).numpy()
-    if x.is_contiguous():
-        return x.view(-1).numpy()
-    extent = 1
-    for size, step in zip(x.shape, x.stride(), strict=True):
-        extent += (size - 1) * step
-    return x.as_strided((extent,), (1,)).numpy()
+    return 0 if x is None or x.numel() == 0 else x.data_ptr()
 
 
-_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+def place(x: Tensor | None) -> Place:
+    """Locate (batch, dim, length) or (batch, group, state, length); an axis it lacks has step 0."""
+    if x is None:
+        return _NOWHERE
+    steps = x.stride()
+    if len(steps) == 3:
+        return Place(address(x), steps[0], 0, 0, steps[2])
+    return Place(address(x), *steps)
+
+
+_NOWHERE = Place(0, 0, 0, 0, 0)
+
+
+def kind(dtype: torch.dtype) -> np.ndarray:
+    """Return an empty array that tells a kernel what lies at an address.
+
+    NumPy has no bfloat16, so half precision goes by its bits (see ``cpu_lanes.py``).
+    """
+    return _KINDS[dtype]
+
+
+_KINDS: dict[torch.dtype, np.ndarray] = {
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0, np.float64),
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.float16: np.empty(0, np.int16),
+}
+
+
+@intrinsic
+def _pointer(_: Any, address: Any, like: Any) -> Any:
+    pointer = types.CPointer(like.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), codegen
+
+
+@njit
+def line(address: int, like: np.ndarray) -> np.ndarray:
+    """View what lies from ``address`` on as one contiguous array; at 0 lies nothing.
+
+    Kernels index the line by the steps of a :class:`Place`, so that slices of a projection's output
+    are read in place while the compiler still knows that neighbours are adjacent.
+    """
+    return carray(_pointer(address, like), (_WITHOUT_END if address else 0,))
+
+
+_WITHOUT_END = 2**60
+
+
+@njit
+def view(place: Place, like: np.ndarray) -> View:
+    """View a tensor where it lies."""
+    return View(line(place.address, like), place.batch, place.group, place.state, place.length)
 
 
 def in_dtype[T: (Tensor, Tensor | None)](x: T, dtype: torch.dtype) -> T:
@@ -267,7 +305,6 @@ def in_dtype[T: (Tensor, Tensor | None)](x: T, dtype: torch.dtype) -> T:
 
 def channels_last(x: Tensor) -> Tensor:
     """Return ``x`` (batch, dim, length) with neighbouring channels side by side in memory."""
-    x = x.detach()
     if x.stride(1) == 1 or x.shape[1] == 1:
         return x
     return x.transpose(1, 2).contiguous().transpose(1, 2)

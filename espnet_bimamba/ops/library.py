@@ -117,7 +117,7 @@ def custom_operator(
             return results[0] if len(results) == 1 else tuple(results)
         # A function of autograd sees that a parameter requires a gradient even where none is
         # recorded, and would keep what a backward pass needs.
-        return run(*(args if torch.is_grad_enabled() else map(_detached, args)))
+        return run(*(args if torch.is_grad_enabled() else map(_without_gradient, args)))
 
     return call
 
@@ -179,6 +179,11 @@ def _memory(x: Tensor) -> int:
 
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
+
+
+def _without_gradient(x: Any) -> Any:
+    """Detach only what asks for a gradient, since each :func:`_detached` takes a microsecond."""
+    return x.detach() if isinstance(x, Tensor) and x.requires_grad else x
 
 
 def _listed(result: Result) -> list[Tensor]:

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet_bimamba.ops import cpu_runtime, selective_scan
-from tests.ops.cases import ALL, ScanCase
+from espnet_bimamba.ops import causal_conv1d, cpu_runtime, selective_scan
+from tests.ops.cases import ALL, ConvCase, ScanCase
 from tests.tolerances import assert_close
 
 CASE = ScanCase(batch=3, dim=70, length=40, options=ALL, lengths=(40, 12, 0), reverse=True)
@@ -34,6 +35,34 @@ def run_forward():
 def assert_bit_equal(actual, expected):
     for a, e in zip(actual, expected, strict=True):
         assert torch.equal(a, e)
+
+
+CONVOLUTION = ConvCase(
+    batch=3,
+    dim=70,
+    length=40,
+    options=("bias", "initial_states"),
+    lengths=(40, 12, 0),
+    activation="silu",
+)
+
+
+@pytest.mark.parametrize("state", ["return_last_state", "return_final_states"])
+def test_without_gradients_every_result_is_the_same(state):
+    scan = state == "return_last_state"
+    operator, case = (selective_scan, CASE) if scan else (causal_conv1d, CONVOLUTION)
+    # States that are no multiple of what the kernel takes at a time are filled up.
+    tensors = (replace(case, state=5) if scan else case).tensors()
+    leaves = {name: x.float().requires_grad_() for name, x in tensors.items()}
+    options = case.keywords() | {state: True, "backend": "cpu"}
+    expected = operator(**leaves, **options)
+    assert all(x.requires_grad for x in expected)
+    with torch.no_grad():
+        found = operator(**leaves, **options)
+    assert_bit_equal(found, [x.detach() for x in expected])
+    assert not any(x.requires_grad for x in found)
+    with torch.inference_mode():
+        assert_bit_equal(operator(**leaves, **options), found)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -24,11 +24,15 @@ from espnet_bimamba.ops.cpu_lanes import (
 )
 from espnet_bimamba.ops.cpu_runtime import (
     Kernel,
+    Place,
     View,
+    address,
     channels_last,
     empty_channels_last,
-    flat,
     in_dtype,
+    kind,
+    line,
+    place,
     run_parallel,
     view,
 )
@@ -37,6 +41,8 @@ from espnet_bimamba.ops.cpu_team import Team, share_out
 # Channels of one work item: long enough rows of memory, few enough for the window to stay in cache.
 TILE = 4 * LANES
 CHUNK = 64
+
+_INTEGERS = np.empty(0, np.int64)
 
 
 def causal_conv1d(
@@ -53,50 +59,23 @@ def causal_conv1d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CPU tensors."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    out, final_states = _CausalConv1d.apply(
-        x,
-        *(in_dtype(t, dtype) for t in (weight, bias, initial_states)),
-        activation is not None,
-        reverse,
-        bidirectional,
-        lengths,
-    )
+    tensors = (x, *(in_dtype(t, dtype) for t in (weight, bias, initial_states)))
+    directions = (reverse, bidirectional, lengths)
+    # To call a function of autograd takes as long as what is called around the kernel.
+    convolve = _CausalConv1d.apply if torch.is_grad_enabled() else _convolution
+    out, final_states = convolve(*tensors, activation is not None, *directions)
     out = in_dtype(out, x.dtype)
     return (out, in_dtype(final_states, x.dtype)) if return_final_states else out
 
 
-class _Inputs(NamedTuple):
-    """The tensors of one convolution, laid out for the kernels."""
+class _Places(NamedTuple):
+    """Where the inputs lie; all but the sequence are contiguous."""
 
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    initial_states: Tensor | None
-    lengths: Tensor
-
-    def views(self) -> "_Views":
-        """View every tensor; a tap's weights of neighbouring channels are side by side."""
-        nothing = self.weight.new_empty(0)
-
-        def line(t: Tensor | None) -> np.ndarray:
-            return flat(nothing if t is None else t)
-
-        return _Views(
-            view(self.x),
-            flat(self.weight.t().contiguous()),
-            line(self.bias),
-            line(self.initial_states),
-            self.lengths.numpy(),
-        )
-
-    def plan(self, reverse: bool, bidirectional: bool) -> "_Plan":
-        """Cut the convolution into tiles."""
-        batch, dim, length = self.x.shape
-        directions = 2 if bidirectional else 1
-        group = dim // directions
-        tiles = directions * -(-group // TILE)
-        width = self.weight.shape[1]
-        return _Plan(batch, dim, length, width, group, tiles, reverse, bidirectional)
+    x: Place
+    weight: int
+    bias: int
+    initial_states: int
+    lengths: int
 
 
 class _Views(NamedTuple):
@@ -107,6 +86,62 @@ class _Views(NamedTuple):
     bias: np.ndarray
     initial_states: np.ndarray
     lengths: np.ndarray
+
+
+@njit
+def _views(x: _Places, own: np.ndarray, like: np.ndarray) -> _Views:
+    """View every input; x is of ``own``'s type, all else of ``like``'s."""
+    return _Views(
+        view(x.x, own),
+        line(x.weight, like),
+        line(x.bias, like),
+        line(x.initial_states, like),
+        line(x.lengths, _INTEGERS),
+    )
+
+
+class _Inputs(NamedTuple):
+    """The tensors of one convolution, laid out for the kernels."""
+
+    x: Tensor
+    weight: Tensor  # (width, dim): a tap's weights of neighbouring channels are side by side
+    bias: Tensor | None
+    initial_states: Tensor | None
+    lengths: Tensor
+
+    @classmethod
+    def prepare(
+        cls,
+        lengths: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        initial_states: Tensor | None,
+    ) -> "_Inputs":
+        """Lay out the arguments of a convolution."""
+        if lengths is None:
+            lengths = torch.full((x.shape[0],), x.shape[2], dtype=torch.int64)
+        return cls(
+            channels_last(x),
+            weight.t().contiguous(),
+            None if bias is None else bias.contiguous(),
+            None if initial_states is None else initial_states.contiguous(),
+            lengths.contiguous(),
+        )
+
+    def places(self) -> _Places:
+        """Locate every tensor."""
+        others = (self.weight, self.bias, self.initial_states, self.lengths)
+        return _Places(place(self.x), *map(address, others))
+
+    def plan(self, reverse: bool, bidirectional: bool) -> "_Plan":
+        """Cut the convolution into tiles."""
+        batch, dim, length = self.x.shape
+        directions = 2 if bidirectional else 1
+        group = dim // directions
+        tiles = directions * -(-group // TILE)
+        width = self.weight.shape[0]
+        return _Plan(batch, dim, length, width, group, tiles, reverse, bidirectional)
 
 
 class _Plan(NamedTuple):
@@ -120,6 +155,15 @@ class _Plan(NamedTuple):
     bidirectional: bool
 
 
+class _GradientPlaces(NamedTuple):
+    """Where the gradients lie, as :class:`_Places`."""
+
+    dx: Place
+    d_weight: int
+    d_bias: int
+    d_initial: int
+
+
 class _GradientViews(NamedTuple):
     """The gradients as the kernel writes them, those of weight and bias for each sequence."""
 
@@ -127,6 +171,38 @@ class _GradientViews(NamedTuple):
     d_weight: np.ndarray  # (batch, width, dim)
     d_bias: np.ndarray
     d_initial: np.ndarray
+
+
+@njit
+def _gradient_views(x: _GradientPlaces, like: np.ndarray) -> _GradientViews:
+    return _GradientViews(
+        view(x.dx, like), line(x.d_weight, like), line(x.d_bias, like), line(x.d_initial, like)
+    )
+
+
+def _convolution(*args: Any) -> tuple[Tensor, Tensor]:
+    """Do what :class:`_CausalConv1d` does where no gradient is wanted."""
+    *tensors, silu, reverse, bidirectional, lengths = args
+    inputs = _Inputs.prepare(lengths, *tensors)
+    return _run_forward(inputs, inputs.plan(reverse, bidirectional), silu)
+
+
+def _run_forward(inputs: _Inputs, plan: _Plan, silu: bool) -> tuple[Tensor, Tensor]:
+    """Return the output and the last inputs."""
+    out = empty_channels_last(inputs.x.shape, inputs.weight)
+    final_states = inputs.weight.new_empty(plan.batch, plan.dim, plan.width - 1)
+    run_parallel(
+        _forward,
+        plan.batch * plan.tiles,
+        kind(inputs.x.dtype),
+        kind(inputs.weight.dtype),
+        inputs.places(),
+        place(out),
+        address(final_states),
+        plan,
+        silu,
+    )
+    return out, final_states
 
 
 class _CausalConv1d(torch.autograd.Function):
@@ -142,31 +218,12 @@ class _CausalConv1d(torch.autograd.Function):
         bidirectional: bool,
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        if lengths is None:
-            lengths = torch.full((x.shape[0],), x.shape[2], dtype=torch.int64)
-        inputs = _Inputs(
-            channels_last(x),
-            weight.detach(),
-            None if bias is None else bias.detach().contiguous(),
-            None if initial_states is None else initial_states.detach().contiguous(),
-            lengths.contiguous(),
-        )
+        inputs = _Inputs.prepare(lengths, x, weight, bias, initial_states)
         plan = inputs.plan(reverse, bidirectional)
-        out = empty_channels_last(x.shape, weight)
-        final_states = weight.new_empty(*x.shape[:2], plan.width - 1)
-        run_parallel(
-            _forward,
-            plan.batch * plan.tiles,
-            inputs.views(),
-            view(out),
-            flat(final_states),
-            plan,
-            silu,
-        )
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*inputs)
             ctx.plan, ctx.silu = plan, silu
-        return out, final_states
+        return _run_forward(inputs, plan, silu)
 
     @staticmethod
     @once_differentiable
@@ -176,14 +233,17 @@ class _CausalConv1d(torch.autograd.Function):
         dx = empty_channels_last(d_out.shape, d_out)
         d_weight = d_out.new_empty(plan.batch, plan.width, plan.dim)
         d_bias = d_out.new_empty(plan.batch, plan.dim)
-        d_initial = torch.empty_like(d_final_states, memory_format=torch.contiguous_format)
+        d_final_states = d_final_states.contiguous()
+        d_initial = torch.empty_like(d_final_states)
         run_parallel(
             _backward,
             plan.batch * plan.tiles,
-            inputs.views(),
-            view(d_out),
-            flat(d_final_states.contiguous()),
-            _GradientViews(view(dx), *map(flat, (d_weight, d_bias, d_initial))),
+            kind(inputs.x.dtype),
+            kind(d_out.dtype),
+            inputs.places(),
+            place(d_out),
+            address(d_final_states),
+            _GradientPlaces(place(dx), *map(address, (d_weight, d_bias, d_initial))),
             plan,
             ctx.silu,
         )
@@ -459,23 +519,30 @@ def _backward_tiles(
 @Kernel
 def _forward(
     team: Team,
-    x: _Views,
-    out: View,
-    final_states: np.ndarray,
+    own: np.ndarray,
+    like: np.ndarray,
+    inputs: _Places,
+    out: Place,
+    final_states: int,
     plan: _Plan,
     silu: bool,
 ) -> None:
-    share_out(_forward_tiles, team, (x, out, final_states, plan, silu))
+    x, states = _views(inputs, own, like), line(final_states, like)
+    share_out(_forward_tiles, team, (x, view(out, like), states, plan, silu))
 
 
 @Kernel
 def _backward(
     team: Team,
-    x: _Views,
-    d_out: View,
-    d_final_states: np.ndarray,
-    gradients: _GradientViews,
+    own: np.ndarray,
+    like: np.ndarray,
+    inputs: _Places,
+    d_out: Place,
+    d_final_states: int,
+    gradients: _GradientPlaces,
     plan: _Plan,
     silu: bool,
 ) -> None:
-    share_out(_backward_tiles, team, (x, d_out, d_final_states, gradients, plan, silu))
+    x, dx = _views(inputs, own, like), _gradient_views(gradients, like)
+    dy, states = view(d_out, like), line(d_final_states, like)
+    share_out(_backward_tiles, team, (x, dy, states, dx, plan, silu))

@@ -37,11 +37,15 @@ from espnet_bimamba.ops.cpu_lanes import (
 )
 from espnet_bimamba.ops.cpu_runtime import (
     Kernel,
+    Place,
     View,
+    address,
     channels_last,
     empty_channels_last,
-    flat,
     in_dtype,
+    kind,
+    line,
+    place,
     run_parallel,
     view,
 )
@@ -55,6 +59,7 @@ SPAN = 128
 # Tiles that the forward pass takes through a chunk before the next one.
 STRIP = 8
 
+_INTEGERS = np.empty(0, np.int64)
 _LN_2 = math.log(2.0)
 _LOG2_E = 1 / _LN_2
 
@@ -80,7 +85,7 @@ def selective_scan(
     dtype = torch.promote_types(u.dtype, torch.float32)
     # Half precision is read as it is where u and z agree, which keeps the compiled kinds few.
     own = u.dtype if z is None or z.dtype == u.dtype else dtype
-    out, last_state = _SelectiveScan.apply(
+    args = (
         in_dtype(u, own),
         *(in_dtype(x, dtype) for x in (delta, A, B, C, D)),
         in_dtype(z, own),
@@ -91,8 +96,41 @@ def selective_scan(
         lengths,
         return_last_state,
     )
+    # To call a function of autograd takes as long as what is called around the kernel.
+    scan = _SelectiveScan.apply if torch.is_grad_enabled() else _scan
+    out, last_state = scan(*args)
     out = in_dtype(out, u.dtype)
     return (out, last_state) if return_last_state else out
+
+
+def _scan(*args: Any) -> tuple[Tensor, Tensor]:
+    """Do what :class:`_SelectiveScan` does where no gradient is wanted."""
+    *tensors, softplus, reverse, bidirectional, lengths, wants_state = args
+    inputs = _Inputs.prepare(lengths, *tensors)
+    plan = _Plan.of(inputs, reverse, bidirectional)
+    return _run_forward(inputs, plan, softplus, tensors[2].shape[1] if wants_state else 0)
+
+
+def _run_forward(
+    inputs: "_Inputs", plan: "_Plan", softplus: bool, states: int, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the output and, without those that only fill it up, the last state's ``states``."""
+    own, like = kind(inputs.u.dtype), kind(inputs.delta.dtype)
+    out = empty_channels_last(inputs.u.shape, inputs.delta)
+    last_state = inputs.delta.new_empty(plan.batch, plan.dim, plan.state if states else 0)
+    run_parallel(
+        _forward,
+        plan.batch * -(-plan.tiles // plan.tiles_in_strip),
+        own,
+        like,
+        inputs.places(),
+        place(out),
+        address(last_state),
+        address(kept),
+        plan,
+        softplus,
+    )
+    return out, last_state[..., :states].contiguous()
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -114,28 +152,17 @@ class _SelectiveScan(torch.autograd.Function):
         lengths: Tensor | None,
         wants_state: bool,
     ) -> tuple[Tensor, Tensor]:
-        inputs = _Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, lengths)
+        inputs = _Inputs.prepare(lengths, u, delta, A, B, C, D, z, delta_bias, initial_state)
         plan = _Plan.of(inputs, reverse, bidirectional)
-        out = empty_channels_last(u.shape, inputs.delta)
-        # Without a caller for it: empty, and so is its gradient.
-        last_state = delta.new_empty(*u.shape[:2], plan.state if wants_state else 0)
-        keep = any(ctx.needs_input_grad)
-        kept = delta.new_empty(plan.kept_size if keep else 0)
-        run_parallel(
-            _forward,
-            plan.batch * -(-plan.tiles // plan.tiles_in_strip),
-            inputs.views(),
-            view(out),
-            flat(last_state),
-            flat(kept),
-            plan,
-            softplus,
+        kept = delta.new_empty(plan.kept_size) if any(ctx.needs_input_grad) else None
+        out, last_state = _run_forward(
+            inputs, plan, softplus, A.shape[1] if wants_state else 0, kept
         )
-        if keep:
+        if kept is not None:
             ctx.save_for_backward(*inputs, kept)
             ctx.plan, ctx.softplus = plan, softplus
             ctx.shapes = A.shape, B.shape, C.shape
-        return out, last_state[..., : A.shape[1]].contiguous()
+        return out, last_state
 
     @staticmethod
     @once_differentiable
@@ -143,6 +170,7 @@ class _SelectiveScan(torch.autograd.Function):
         *saved, kept = ctx.saved_tensors
         inputs, plan = _Inputs(*saved), ctx.plan
         d_out = channels_last(d_out)
+        d_last_state = _padded(d_last_state, plan.state if d_last_state.numel() else 0).contiguous()
         shape_a, shape_b, shape_c = ctx.shapes
         gradients = _Gradients(
             du=empty_channels_last(d_out.shape, d_out),
@@ -158,11 +186,13 @@ class _SelectiveScan(torch.autograd.Function):
         run_parallel(
             _backward,
             plan.batch * plan.spans,
-            inputs.views(),
-            flat(kept),
-            view(d_out),
-            flat(_padded(d_last_state, plan.state if d_last_state.numel() else 0).contiguous()),
-            gradients.views(),
+            kind(inputs.u.dtype),
+            kind(d_out.dtype),
+            inputs.places(),
+            address(kept),
+            place(d_out),
+            address(d_last_state),
+            gradients.places(),
             plan,
             ctx.softplus,
         )
@@ -187,6 +217,21 @@ class _SelectiveScan(torch.autograd.Function):
         )
 
 
+class _Places(NamedTuple):
+    """Where the inputs of a scan lie; matrices, vectors and the state are contiguous."""
+
+    u: Place
+    delta: Place
+    A: int
+    B: Place
+    C: Place
+    D: int
+    z: Place
+    delta_bias: int
+    initial_state: int
+    lengths: int
+
+
 class _Views(NamedTuple):
     """The inputs of a scan as kernels read them; an absent one is an empty line."""
 
@@ -200,6 +245,23 @@ class _Views(NamedTuple):
     delta_bias: np.ndarray
     initial_state: np.ndarray
     lengths: np.ndarray
+
+
+@njit
+def _views(x: _Places, own: np.ndarray, like: np.ndarray) -> _Views:
+    """View every input; u and z are of ``own``'s type, all else of ``like``'s."""
+    return _Views(
+        view(x.u, own),
+        view(x.delta, like),
+        line(x.A, like),
+        view(x.B, like),
+        view(x.C, like),
+        line(x.D, like),
+        view(x.z, own),
+        line(x.delta_bias, like),
+        line(x.initial_state, like),
+        line(x.lengths, _INTEGERS),
+    )
 
 
 class _Inputs(NamedTuple):
@@ -223,6 +285,7 @@ class _Inputs(NamedTuple):
     @classmethod
     def prepare(
         cls,
+        lengths: Tensor | None,
         u: Tensor,
         delta: Tensor,
         A: Tensor,
@@ -232,47 +295,37 @@ class _Inputs(NamedTuple):
         z: Tensor | None,
         delta_bias: Tensor | None,
         initial_state: Tensor | None,
-        lengths: Tensor | None,
     ) -> "_Inputs":
         """Lay out the arguments of a scan."""
         if lengths is None:
             lengths = torch.full((u.shape[0],), u.shape[2], dtype=torch.int64)
         state = -(-A.shape[1] // BLOCK) * BLOCK
-
-        def states(x: Tensor | None) -> Tensor | None:
-            return None if x is None else _padded(x.detach(), state).contiguous()
-
         return cls(
             channels_last(u),
             channels_last(delta),
-            _padded(A.detach(), state).contiguous(),
-            _grouped(B.detach(), u, state),
-            _grouped(C.detach(), u, state),
-            None if D is None else D.detach().contiguous(),
+            _padded(A, state).contiguous(),
+            _grouped(B, u, state),
+            _grouped(C, u, state),
+            None if D is None else D.contiguous(),
             None if z is None else channels_last(z),
-            None if delta_bias is None else delta_bias.detach().contiguous(),
-            states(initial_state),
+            None if delta_bias is None else delta_bias.contiguous(),
+            None if initial_state is None else _padded(initial_state, state).contiguous(),
             lengths.contiguous(),
         )
 
-    def views(self) -> _Views:
-        """View every tensor."""
-        nothing = self.delta.new_empty(0)
-
-        def line(x: Tensor | None) -> np.ndarray:
-            return flat(nothing if x is None else x)
-
-        return _Views(
-            view(self.u),
-            view(self.delta),
-            line(self.A),
-            view(self.B),
-            view(self.C),
-            line(self.D),
-            view(self.z if self.z is not None else self.u.new_empty(0, 0, 0)),
-            line(self.delta_bias),
-            line(self.initial_state),
-            self.lengths.numpy(),
+    def places(self) -> _Places:
+        """Locate every tensor."""
+        return _Places(
+            place(self.u),
+            place(self.delta),
+            address(self.A),
+            place(self.B),
+            place(self.C),
+            address(self.D),
+            place(self.z),
+            address(self.delta_bias),
+            address(self.initial_state),
+            address(self.lengths),
         )
 
 
@@ -295,6 +348,20 @@ def _grouped(x: Tensor, u: Tensor, state: int) -> Tensor:
     return _padded(x.transpose(2, 3), state).contiguous().transpose(2, 3)
 
 
+class _GradientPlaces(NamedTuple):
+    """Where the gradients lie, as :class:`_Places`."""
+
+    du: Place
+    d_delta: Place
+    dz: Place
+    dA: int
+    dB: Place
+    dC: Place
+    dD: int
+    d_bias: int
+    d_initial: int
+
+
 class _GradientViews(NamedTuple):
     """The gradients as the kernel writes them; that of an absent z is an empty line."""
 
@@ -307,6 +374,21 @@ class _GradientViews(NamedTuple):
     dD: np.ndarray
     d_bias: np.ndarray
     d_initial: np.ndarray
+
+
+@njit
+def _gradient_views(x: _GradientPlaces, like: np.ndarray) -> _GradientViews:
+    return _GradientViews(
+        view(x.du, like),
+        view(x.d_delta, like),
+        view(x.dz, like),
+        line(x.dA, like),
+        view(x.dB, like),
+        view(x.dC, like),
+        line(x.dD, like),
+        line(x.d_bias, like),
+        line(x.d_initial, like),
+    )
 
 
 class _Gradients(NamedTuple):
@@ -322,16 +404,18 @@ class _Gradients(NamedTuple):
     d_bias: Tensor
     d_initial: Tensor
 
-    def views(self) -> _GradientViews:
-        """View every tensor."""
-        return _GradientViews(
-            view(self.du),
-            view(self.d_delta),
-            view(self.dz if self.dz is not None else self.du.new_empty(0, 0, 0)),
-            flat(self.dA),
-            view(self.dB),
-            view(self.dC),
-            *map(flat, (self.dD, self.d_bias, self.d_initial)),
+    def places(self) -> _GradientPlaces:
+        """Locate every tensor."""
+        return _GradientPlaces(
+            place(self.du),
+            place(self.d_delta),
+            place(self.dz),
+            address(self.dA),
+            place(self.dB),
+            place(self.dC),
+            address(self.dD),
+            address(self.d_bias),
+            address(self.d_initial),
         )
 
 
@@ -903,25 +987,33 @@ def _backward_spans(
 @Kernel
 def _forward(
     team: Team,
-    x: _Views,
-    out: View,
-    last_state: np.ndarray,
-    kept: np.ndarray,
+    own: np.ndarray,
+    like: np.ndarray,
+    inputs: _Places,
+    out: Place,
+    last_state: int,
+    kept: int,
     plan: _Plan,
     has_softplus: bool,
 ) -> None:
-    share_out(_forward_strips, team, (x, out, last_state, kept, plan, has_softplus))
+    x, y = _views(inputs, own, like), view(out, like)
+    args = (x, y, line(last_state, like), line(kept, like), plan, has_softplus)
+    share_out(_forward_strips, team, args)
 
 
 @Kernel
 def _backward(
     team: Team,
-    x: _Views,
-    kept: np.ndarray,
-    d_out: View,
-    d_last_state: np.ndarray,
-    gradients: _GradientViews,
+    own: np.ndarray,
+    like: np.ndarray,
+    inputs: _Places,
+    kept: int,
+    d_out: Place,
+    d_last_state: int,
+    gradients: _GradientPlaces,
     plan: _Plan,
     has_softplus: bool,
 ) -> None:
-    share_out(_backward_spans, team, (x, kept, d_out, d_last_state, gradients, plan, has_softplus))
+    x, dx = _views(inputs, own, like), _gradient_views(gradients, like)
+    dy, dh = view(d_out, like), line(d_last_state, like)
+    share_out(_backward_spans, team, (x, line(kept, like), dy, dh, dx, plan, has_softplus))
