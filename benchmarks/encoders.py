@@ -17,7 +17,7 @@ from benchmarks.models import (
     fastest_attention,
 )
 from benchmarks.products import products_of
-from benchmarks.results import Bar, Measurement, Results, ratio_bar
+from benchmarks.results import Bar, Measurement, Results, ratio, ratio_bar
 from benchmarks.timing import (
     Settings,
     available_memory,
@@ -161,7 +161,7 @@ def crossover(results: Results, subject: str, peer: str) -> tuple[float, bool] |
     for m in results.select("encoder", "forward", subject, "s", batch=1, precision="float32"):
         other = results.find("encoder", "forward", peer, **m.size)
         if m.samples and other:
-            found[m.size["seconds"]] = m.median / other.median
+            found[m.size["seconds"]] = ratio(m, other)
     if not found:
         return None
     lengths = sorted(found)

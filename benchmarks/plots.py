@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.encoders import FLOOR
 from benchmarks.models import ENCODERS
-from benchmarks.results import Measurement, Results
+from benchmarks.results import Measurement, Results, ratio
 
 #: Ours are drawn solid, peers dashed, floors dotted.
 _COLORS = {
@@ -94,17 +94,17 @@ def _speedups(results: Results) -> dict[str, float]:
         ours = results.find("scan", m.case, "ours", **m.size)
         if m.subject in _SPEEDUPS and m.samples and ours:
             name = f"scan, {m.case}, {m.size['batch']} x {m.size['length']}: {m.subject}"
-            found[name] = m.median / ours.median
+            found[name] = ratio(m, ours)
     peers = results.select("encoder", "forward", "conformer", "s", batch=1, precision="float32")
     for m in sorted(peers, key=lambda m: m.size["seconds"]):
         ours = results.find("encoder", "forward", "conbimamba-ext", **m.size)
         if m.samples and ours:
-            found[f"encoder, {m.size['seconds']:g} s: conformer"] = m.median / ours.median
+            found[f"encoder, {m.size['seconds']:g} s: conformer"] = ratio(m, ours)
     for m in results.select("training", "step", "conformer", "s", precision="float32"):
         ours = results.find("training", "step", "conbimamba-ext", **m.size)
         if m.samples and ours:
             name = f"training step, {m.size['batch']} x {m.size['seconds']:g} s: conformer"
-            found[name] = m.median / ours.median
+            found[name] = ratio(m, ours)
     return found
 
 

@@ -137,7 +137,7 @@ def ratio_bar(
     unit: str = "x",
     paired: bool = True,
 ) -> Bar:
-    """Hold the ratio of two medians to a limit.
+    """Hold a ratio to a limit.
 
     Args:
         id: See :class:`Bar`.
@@ -148,15 +148,25 @@ def ratio_bar(
         most: See :class:`Bar`.
         scale: The ratio is multiplied by it.
         unit: See :class:`Bar`.
-        paired: Whether samples were taken in the same rounds; without it there is no spread.
+        paired: Whether samples were taken in the same rounds. The value is the median of their
+            ratios then, else the ratio of the medians, without spread.
     """
     if numerator is None or denominator is None:
         return Bar(id, what, None, least, most, unit=unit)
-    value = scale * numerator.median / denominator.median
     if not paired or len(numerator.samples) == 1:
+        value = scale * numerator.median / denominator.median
         return Bar(id, what, value, least, most, unit=unit)
-    pairs = [scale * a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)]
-    return Bar(id, what, value, least, most, (min(pairs), max(pairs)), unit)
+    found = [scale * x for x in _ratios(numerator, denominator)]
+    return Bar(id, what, statistics.median(found), least, most, (min(found), max(found)), unit)
+
+
+def ratio(numerator: Measurement, denominator: Measurement) -> float:
+    """Return the median of the rounds' ratios: within a round both meet the same machine."""
+    return statistics.median(_ratios(numerator, denominator))
+
+
+def _ratios(numerator: Measurement, denominator: Measurement) -> list[float]:
+    return [a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)]
 
 
 def table(bars: Iterable[Bar]) -> str:
