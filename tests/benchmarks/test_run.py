@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import encoders, ops, peers, timing, training
-from benchmarks.results import Measurement
+from benchmarks.results import Measurement, Results
 from benchmarks.timing import Settings, in_fresh_process, peak_memory
 from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE
 
@@ -152,3 +152,15 @@ def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
     first, second = told["steps"]
     assert first["seconds"] > 0
     assert second["note"].startswith("left out: would take about")
+
+
+def test_a_process_that_dies_of_the_longest_length_loses_no_other(monkeypatch):
+    def fresh(_, settings, lengths, **order):
+        if max(lengths) > 1:
+            return {"failed": "the process was ended by signal 9"}
+        return {"steps": [{"seconds": 1.0, "above": 2, "total": 3} for _ in lengths]}
+
+    monkeypatch.setattr(encoders, "in_fresh_process", fresh)
+    found = Results(encoders._walk_over(TINY, (0.5, 1.0, 2.0), "conformer", "float32", {}))
+    assert [m.samples for m in found.select("encoder", unit="bytes")] == [[2], [2], []]
+    assert found.select("encoder", unit="s", seconds=2.0)[0].note == "the process was ended by signal 9"
