@@ -37,6 +37,9 @@ SHARED = ("scripts", "pyscripts", "steps", "utils")
 #: What a recipe writes: not linked, should somebody have run it in the tree itself.
 PRODUCTS = ("data", "dump", "exp", "downloads")
 
+#: Folders of a recipe that hold files of its own beside those of ESPnet's template.
+MERGED = ("conf", "local")
+
 #: Where Debian's package sctk puts sclite, which is not on PATH.
 DEBIAN_SCTK = Path("/usr/lib/sctk/bin")
 
@@ -142,6 +145,42 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
         if entry.name not in PRODUCTS:
             _symlink(work / entry.name, entry)
     return work
+
+
+def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
+    """Makes a working copy of a recipe that ESPnet lacks, and returns its folder.
+
+    It holds what ESPnet's ``TEMPLATE/asr1/setup.sh`` would put into a new recipe, as links, and
+    over it the recipe's own files.
+
+    Args:
+        tree: What :func:`prepare` returned.
+        own: The recipe's own folder: ``run.sh``, ``local``, ``conf``.
+        recipe: What the recipe is called, for example ``asru/asr1``.
+        root: Where the copy goes, as for :func:`link`.
+
+    Raises:
+        RecipeError: ``own`` is no folder.
+    """
+    if not own.is_dir():
+        raise RecipeError(f"{own} is no folder", "name the folder that holds the recipe's run.sh")
+    work = root.absolute() / "egs2" / recipe
+    template = tree / "egs2" / "TEMPLATE"
+    _symlink(root.absolute() / "tools", tree / "tools")
+    _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
+    for folder in (template / "asr1", own.absolute()):
+        _link_entries(work, folder)
+        for name in MERGED:
+            if (folder / name).is_dir():
+                _link_entries(work / name, folder / name)
+    return work
+
+
+def _link_entries(work: Path, folder: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.name not in (*PRODUCTS, *MERGED):
+            _symlink(work / entry.name, entry)
 
 
 def find_sclite(tree: Path) -> Path | None:
@@ -267,18 +306,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="default: .cache")
     parser.add_argument("--link", metavar="RECIPE", help="make a working copy, e.g. mini_an4/asr1")
     parser.add_argument("--to", type=Path, help="where the working copy goes; with --link")
+    parser.add_argument("--own", type=Path, help="folder of a recipe that ESPnet lacks; with --link")
     args = parser.parse_args(argv)
     if (args.link is None) != (args.to is None):
         parser.error("--link and --to go together")
+    if args.own and not args.link:
+        parser.error("--own goes with --link")
     try:
         if not (args.cache / f"espnet-{installed_version()}").is_dir():
             print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
         tree = prepare(args.cache)
-        print(link(tree, args.link, args.to) if args.link else tree)
+        print(_working_copy(tree, args) if args.link else tree)
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _working_copy(tree: Path, args: argparse.Namespace) -> Path:
+    if args.own:
+        return link_own(tree, args.own, args.link, args.to)
+    return link(tree, args.link, args.to)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,28 @@ def test_working_copy_of_an_espnet3_recipe(cache, tmp_path):
     assert (work / "run.py").is_file()
 
 
+def test_working_copy_of_a_recipe_that_espnet_lacks(cache, tmp_path):
+    tree = recipes.prepare(cache, VERSION)
+    own = tmp_path / "own"
+    for file in ("run.sh", "local/data.sh", "conf/train.yaml", "data/left/by/a/run"):
+        (own / file).parent.mkdir(parents=True, exist_ok=True)
+        (own / file).write_text(file)
+    for _ in range(2):
+        work = recipes.link_own(tree, own, "new/asr1", tmp_path / "work")
+    assert work == tmp_path / "work" / "egs2" / "new" / "asr1"
+    assert (work / "run.sh").read_text() == "run.sh"
+    assert (work / "local" / "data.sh").read_text() == "local/data.sh"
+    assert (work / "local" / "path.sh").is_file(), "what the template has stays beside it"
+    assert (work / "conf" / "train.yaml").is_file()
+    assert (work / "scripts" / "utils" / "hello.sh").is_file()
+    assert (work / "../../../tools/extra_path.sh").is_file()
+    assert not (work / "data").exists()
+    (work / "conf" / "mine.yaml").touch()
+    assert not (own / "conf" / "mine.yaml").exists()
+    with pytest.raises(RecipeError, match="nowhere is no folder"):
+        recipes.link_own(tree, tmp_path / "nowhere", "new/asr1", tmp_path / "work")
+
+
 def test_unknown_recipe_is_named(cache, tmp_path):
     tree = recipes.prepare(cache, VERSION)
     with pytest.raises(RecipeError, match="no recipe 'mini_an5/asr1'"):
