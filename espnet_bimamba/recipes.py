@@ -165,6 +165,7 @@ def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
     if not own.is_dir():
         raise RecipeError(f"{own} is no folder", "name the folder that holds the recipe's run.sh")
     work = root.absolute() / "egs2" / recipe
+    work.mkdir(parents=True, exist_ok=True)
     template = tree / "egs2" / "TEMPLATE"
     _symlink(root.absolute() / "tools", tree / "tools")
     _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
@@ -306,7 +307,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="default: .cache")
     parser.add_argument("--link", metavar="RECIPE", help="make a working copy, e.g. mini_an4/asr1")
     parser.add_argument("--to", type=Path, help="where the working copy goes; with --link")
-    parser.add_argument("--own", type=Path, help="folder of a recipe that ESPnet lacks; with --link")
+    parser.add_argument(
+        "--own", type=Path, help="folder of a recipe that ESPnet lacks; with --link"
+    )
     args = parser.parse_args(argv)
     if (args.link is None) != (args.to is None):
         parser.error("--link and --to go together")

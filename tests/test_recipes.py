@@ -19,6 +19,7 @@ FILES = {
     "egs2/TEMPLATE/asr1/pyscripts/a.py": "",
     "egs2/TEMPLATE/asr1/steps/a.sh": "",
     "egs2/TEMPLATE/asr1/utils/a.sh": "",
+    "egs2/TEMPLATE/asr1/local/path.sh": "",
     "egs2/mini_an4/asr1/run.sh": "cat data/x; . ./path.sh; echo 1 > exp\n",
     "egs2/mini_an4/asr1/path.sh": "",
     "egs2/mini_an4/asr1/local/data.sh": "",

@@ -163,4 +163,5 @@ def test_a_process_that_dies_of_the_longest_length_loses_no_other(monkeypatch):
     monkeypatch.setattr(encoders, "in_fresh_process", fresh)
     found = Results(encoders._walk_over(TINY, (0.5, 1.0, 2.0), "conformer", "float32", {}))
     assert [m.samples for m in found.select("encoder", unit="bytes")] == [[2], [2], []]
-    assert found.select("encoder", unit="s", seconds=2.0)[0].note == "the process was ended by signal 9"
+    (longest,) = found.select("encoder", unit="s", seconds=2.0)
+    assert longest.note == "the process was ended by signal 9"
