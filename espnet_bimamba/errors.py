@@ -113,3 +113,17 @@ class ConfigError(BiMambaError, ValueError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path}: {reason}")
+
+
+class TranscriptError(BiMambaError, ValueError):
+    """Transcripts cannot be read or do not belong together.
+
+    Args:
+        source: The file, or what else it is about.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, source: object, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")

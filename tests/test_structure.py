@@ -23,6 +23,7 @@ MODULES = sorted(
 FLOORS = {
     "espnet_bimamba.errors": 0,
     "espnet_bimamba.recipes": 1,
+    "espnet_bimamba.scoring": 1,
     "espnet_bimamba.ops": 1,
     "espnet_bimamba.layers": 2,
     "espnet_bimamba.encoders": 3,
@@ -46,6 +47,7 @@ FORBIDDEN = {
     "espnet_bimamba.registry": KERNELS | {"torch", "numpy"},
     "espnet_bimamba.startup": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.recipes": KERNELS | ESPNET | {"torch", "numpy"},
+    "espnet_bimamba.scoring": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.errors": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.encoders.options": KERNELS | ESPNET | {"torch", "numpy"},
 }
@@ -173,7 +175,8 @@ def test_importing_the_package_loads_nothing_heavy():
     heavy = KERNELS | ESPNET | {"torch", "numpy"}
     assert not heavy & bare, "this interpreter loads them at its start"
     assert _modules_after("import espnet_bimamba") - bare <= {"espnet_bimamba"}
-    assert not heavy & _modules_after("import espnet_bimamba.recipes, espnet_bimamba.cli")
+    assert not heavy & _modules_after("import espnet_bimamba.recipes, espnet_bimamba.scoring")
+    assert not heavy & _modules_after("import espnet_bimamba.cli")
 
 
 def test_the_encoders_options_are_plain_data():
