@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# ASRU 2019 Mandarin-English code-switching challenge, trained on its 200 hours of code-switching.
+#
+#   egs/asru/asr1/run.sh --data /path/to/corpus [--model conextbimamba] [--english_bpe 3000] \
+#       [any option of ESPnet's asr.sh, e.g. --stage 10 --ngpu 2]
+#
+# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder up.
+set -euo pipefail
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+home=$(cd "${here}/../../.." && pwd)
+configs=${home}/conf/asru
+
+model=conextbimamba
+data=${ASRU:-}
+work=${home}/exp/asru
+english_bpe=3000
+asr_config=
+stage=1
+stop_stage=10000
+options=()
+
+while [ $# -gt 0 ]; do
+    if [ $# -lt 2 ]; then
+        echo "option '$1' needs a value" >&2
+        exit 2
+    fi
+    case $1 in
+        --model) model=$2 ;;
+        --data) data=$2 ;;
+        --work) work=$2 ;;
+        --english_bpe) english_bpe=$2 ;;
+        --asr_config) asr_config=$(readlink -m "$2") ;;
+        --stage) stage=$2 ;;
+        --stop_stage) stop_stage=$2 ;;
+        *) options+=("$1" "$2") ;;
+    esac
+    shift 2
+done
+
+if [ -z "${asr_config}" ]; then
+    asr_config=${configs}/train_asr_${model}.yaml
+    if [ ! -f "${asr_config}" ]; then
+        echo "no model '${model}' here; there are:" >&2
+        find "${home}/conf" -path "${configs}/train_asr_*.yaml" | sort \
+            | sed 's/.*train_asr_\(.*\)\.yaml$/  \1/' >&2
+        exit 2
+    fi
+fi
+
+recipe=$(python3 -m espnet_bimamba.recipes --cache "${home}/.cache" \
+    --own "${here}" --link asru/asr1 --to "${work}")
+[ -z "${data}" ] || ASRU=$(readlink -m "${data}")
+export ASRU=${ASRU:-}
+cd "${recipe}"
+
+asr() {
+    ./asr.sh \
+        --train_set train \
+        --valid_set dev \
+        --test_sets "dev test" \
+        --ngpu 1 \
+        --use_lm false \
+        --max_wav_duration 30 \
+        --speed_perturb_factors "0.9 1.0 1.1" \
+        --asr_config "${asr_config}" \
+        --inference_config "${configs}/decode_asr.yaml" \
+        --score_opts "-e utf-8 -c NOASCII" \
+        "$@" \
+        ${options[@]+"${options[@]}"}
+}
+
+# The size of the vocabulary is known once the transcripts are read, hence two calls.
+if [ "${stage}" -le 1 ]; then
+    asr --stage 1 --stop_stage 1
+    stage=2
+fi
+if [ "${stop_stage}" -le 1 ]; then
+    exit
+fi
+if [ ! -f data/train/mandarin ]; then
+    echo "${recipe}/data/train/mandarin is missing: start from stage 1" >&2
+    exit 2
+fi
+# The Mandarin characters of the training set are tokens as they are; BPE learns on English alone.
+# Sentencepiece counts <unk>, <s> and </s> in; asr.sh replaces them by <blank>, <unk> and <sos/eos>.
+tokens=(
+    --token_type bpe
+    --nbpe "$((english_bpe + $(wc -l <data/train/mandarin) + 3))"
+    --bpe_nlsyms data/train/mandarin
+    --bpe_train_text data/train/text.english
+)
+
+if [ "${stage}" -gt 13 ] || [ "${stop_stage}" -lt 13 ] \
+    || (set +u && . ./path.sh >/dev/null && command -v sclite >/dev/null); then
+    asr "${tokens[@]}" --stage "${stage}" --stop_stage "${stop_stage}"
+    exit
+fi
+
+echo "no sclite here: stage 13 will give the MER only (Debian and Ubuntu: apt install sctk)" >&2
+if [ "${stage}" -le 12 ]; then
+    asr "${tokens[@]}" --stage "${stage}" --stop_stage 12
+fi
+for experiment in exp/asr_*; do
+    if find "${experiment}" -mindepth 3 -name logdir | grep -q .; then
+        local/score.sh "${experiment}"
+        # Stage 14 packs this file, which stage 13 of asr.sh would have made.
+        [ -f "${experiment}/RESULTS.md" ] || cp "${experiment}/MER.md" "${experiment}/RESULTS.md"
+    fi
+done
+if [ "${stop_stage}" -ge 14 ]; then
+    asr "${tokens[@]}" --stage 14 --stop_stage "${stop_stage}"
+fi

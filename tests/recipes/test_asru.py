@@ -1,0 +1,327 @@
+# ruff: noqa: RUF001 (text as annotators write it: full-width signs and letters)
+"""The ASRU recipe: its corpus checked and prepared, and all stages on a tiny one."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import editdistance
+import pytest
+import yaml
+
+from espnet_bimamba import scoring
+from tests.recipes.asru_corpus import DEV, MANDARIN, SPOKEN, TRAIN, write_corpus, write_tones
+from tests.recipes.conftest import HOME
+
+RECIPE = HOME / "egs" / "asru" / "asr1"
+ENGLISH_BPE = 24
+
+
+def prepare(corpus, out, *options):
+    command = [sys.executable, str(RECIPE / "local" / "data.py"), *options, str(corpus), str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def table(path):
+    return dict(line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus")
+
+
+def test_prepares_what_asr_sh_reads(corpus, tmp_path):
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    for part, spoken in SPOKEN.items():
+        folder = tmp_path / "data" / part
+        assert table(folder / "text") == spoken
+        assert list(table(folder / "wav.scp")) == list(spoken)
+        assert all(
+            wav.endswith(f"/{name[6:]}.wav") for name, wav in table(folder / "wav.scp").items()
+        )
+        assert table(folder / "utt2spk") == {name: name[:5] for name in spoken}
+        speakers = {speaker: ids.split() for speaker, ids in table(folder / "spk2utt").items()}
+        assert [name for ids in speakers.values() for name in ids] == list(spoken)
+    assert "train: 6 utterances; 1 have no words" in done.stdout
+    train = tmp_path / "data" / "train"
+    assert (train / "mandarin").read_text(encoding="utf-8").split() == [f"▁{c}" for c in MANDARIN]
+    assert table(train / "text.english")["G0002-T0001G0002_S01010002"] == "let's go"
+    assert not [file for file in train.iterdir() if file.name.startswith(".")]
+
+
+def test_folders_may_be_named_otherwise(corpus, tmp_path):
+    (corpus / "release").rename(corpus / "ASRU-TEST")
+    (corpus / "ASRU100-fixed-dev").rename(corpus / "mine")
+    done = prepare(corpus, tmp_path / "data", "--dev", "mine")
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path / "data" / "dev" / "text") == SPOKEN["dev"]
+
+
+def break_layout(corpus):
+    """One fault of each kind; returns the lines that must name them."""
+    shutil.rmtree(corpus / "release")
+    train = corpus / TRAIN.format(speaker="G0001", name="x").removesuffix("/x")
+    dev = corpus / DEV.format(speaker="G0476", name="x").removesuffix("/x")
+    first = "(1, the first is"
+    (train / "T0001G0001_S01010001.txt").unlink()
+    (train / "T0001G0001_S01010002.wav").unlink()
+    (train / "T0001G0001_S01010003.txt").write_bytes("你好".encode("gb18030"))
+    other = train.parents[1] / "G0002" / "session01"
+    (train / "T0001G0002_S01010001.wav").write_bytes(
+        (other / "T0001G0002_S01010001.wav").read_bytes()
+    )
+    (other / "T0001G0002_S01010002.txt").write_text(" \n")
+    (dev / "T0392G0476_S01010001.wav").write_text("an error page")
+    write_tones(dev / "T0392G0476_S01010002.wav", "你", channels=2)
+    return [
+        f"train: recordings without transcript {first} {train}/T0001G0001_S01010001.wav); "
+        "expected: NAME.txt beside each NAME.wav",
+        f"train: transcripts without recording {first} {train}/T0001G0001_S01010002.txt); "
+        "expected: NAME.wav for each",
+        f"train: transcripts that are not UTF-8 {first} {train}/T0001G0001_S01010003.txt); "
+        "expected: UTF-8",
+        f"train: recordings with another's name {first} {other}/T0001G0002_S01010001.wav); "
+        "expected: a name once in each part",
+        f"train: empty transcripts {first} {other}/T0001G0002_S01010002.txt); "
+        "expected: the sentence that is spoken",
+        f"dev: files that are not sound (2, the first is {dev}/T0392G0476_S01010001.wav); "
+        "expected: PCM WAV, one channel, not empty",
+        f"test: its folder is missing; expected: {corpus}/release or {corpus}/ASRU-TEST "
+        '(other: --local_data_opts "--test_dir NAME")',
+    ]
+
+
+def test_a_broken_layout_is_refused_with_all_that_is_wrong(corpus, tmp_path):
+    faults = break_layout(corpus)
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 2
+    first, *listed = done.stderr.splitlines()
+    assert first == (
+        f"{corpus} is not laid out as egs/asru/README.md describes; nothing was written:"
+    )
+    assert sorted(listed) == sorted(f"  - {fault}" for fault in faults)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_empty_folder_lacks_everything(tmp_path):
+    (tmp_path / "ZH+EN-200h").mkdir()
+    done = prepare(tmp_path, tmp_path / "data")
+    assert done.returncode == 2
+    assert f"train: no recordings; expected: *.wav at any depth below {tmp_path}" in done.stderr
+    assert "dev: its folder is missing" in done.stderr
+    assert "test: its folder is missing" in done.stderr
+
+
+def test_faulty_recordings_can_be_left_out_but_not_a_part(corpus, tmp_path):
+    kept = corpus / "release"
+    moved = kept.rename(tmp_path / "release")
+    kept.mkdir()
+    break_layout(corpus)
+    done = prepare(corpus, tmp_path / "data", "--skip_faulty")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("  -")] == [
+        done.stderr.splitlines()[-1]
+    ]
+    assert "test: its folder is missing" in done.stderr
+    moved.rename(kept)
+    done = prepare(corpus, tmp_path / "data", "--skip_faulty")
+    assert done.returncode == 0, done.stderr
+    assert list(table(tmp_path / "data" / "train" / "text")) == [
+        "G0002-T0001G0002_S01010001",
+        "G0002-T0001G0002_S01010003",
+    ]
+    assert list(table(tmp_path / "data" / "dev" / "text")) == ["G0477-T0392G0477_S01010001"]
+    assert done.stderr.count("left out: ") == 6
+
+
+def run_recipe(*options, check=True):
+    environment = os.environ | {
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}",
+        "PYTHONPATH": str(HOME),
+    }
+    done = subprocess.run(
+        [str(RECIPE / "run.sh"), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout[-6000:]
+    return done
+
+
+def test_an_unknown_model_is_refused(tmp_path):
+    done = run_recipe("--model", "conformer9", "--work", str(tmp_path), check=False)
+    assert done.returncode == 2
+    assert "no model 'conformer9' here; there are:" in done.stdout
+    done = run_recipe("--model", check=False)
+    assert done.returncode == 2
+    assert "option '--model' needs a value" in done.stdout
+
+
+TRAINING = {
+    "batch_type": "unsorted",
+    "batch_size": 3,
+    "max_epoch": 2,
+    "num_iters_per_epoch": 20,
+    "patience": "none",
+    "init": "none",
+    "best_model_criterion": [["valid", "acc", "max"]],
+    "keep_nbest_models": 1,
+    "num_att_plot": 0,
+    "use_matplotlib": False,
+    "use_tensorboard": False,
+    "encoder": "conbimamba",
+    "encoder_conf": {
+        "output_size": 32,
+        "mamba_type": "extbimamba",
+        "fusion": "concat",
+        "linear_units": 64,
+        "num_blocks": 1,
+        "dropout_rate": 0.0,
+        "positional_dropout_rate": 0.0,
+        "input_layer": "conv2d",
+        "macaron_style": True,
+        "use_cnn_module": True,
+        "cnn_module_kernel": 7,
+    },
+    "decoder": "transformer",
+    "decoder_conf": {"attention_heads": 4, "linear_units": 64, "num_blocks": 1},
+    "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.0},
+    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160},
+    "optim": "adam",
+    "optim_conf": {"lr": 0.005},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tree, tmp_path_factory):
+    """All stages on the tiny corpus; the working copy and what was printed."""
+    root = tmp_path_factory.mktemp("asru")
+    corpus = write_corpus(root / "a corpus")
+    (root / "train.yaml").write_text(yaml.safe_dump(TRAINING))
+    (root / "decode.yaml").write_text("beam_size: 2\nctc_weight: 0.3\n")
+    printed = run_recipe(
+        *("--data", str(corpus), "--work", str(root / "work")),
+        *("--english_bpe", str(ENGLISH_BPE), "--speed_perturb_factors", ""),
+        *("--asr_config", str(root / "train.yaml")),
+        *("--inference_config", str(root / "decode.yaml")),
+        *("--ngpu", "0", "--nj", "1", "--inference_nj", "1", "--audio_format", "wav"),
+    ).stdout
+    return root / "work" / "egs2" / "asru" / "asr1", printed
+
+
+@pytest.fixture(scope="module")
+def experiment(finished):
+    (found,) = (finished[0] / "exp").glob("asr_train_raw_*")
+    return found
+
+
+@pytest.mark.recipe
+def test_tokens_are_the_mandarin_characters_and_english_pieces(finished):
+    size = ENGLISH_BPE + len(MANDARIN) + 3
+    tokens = finished[0] / "data" / "token_list" / f"bpe_unigram{size}" / "tokens.txt"
+    listed = tokens.read_text(encoding="utf-8").splitlines()
+    assert (listed[:2], listed[-1]) == (["<blank>", "<unk>"], "<sos/eos>")
+    mandarin = [token for token in listed if scoring.is_mandarin(token[-1])]
+    assert sorted(mandarin) == [f"▁{character}" for character in MANDARIN]
+    english = [token for token in listed[2:-1] if token not in mandarin]
+    assert len(english) == ENGLISH_BPE
+    assert all(re.fullmatch("▁?[a-z']*", token) for token in english)
+    assert any(len(token.removeprefix("▁")) > 1 for token in english), english
+
+
+def mixed(text):
+    """Tokens of what a model with this vocabulary can write."""
+    return re.findall("[\u4e00-\u9fff]|<unk>|[a-z']+", text)
+
+
+@pytest.mark.recipe
+def test_both_sets_are_decoded_and_scored(finished, experiment):
+    _, printed = finished
+    written = (experiment / "MER.md").read_text()
+    assert written.partition("\n\n")[2].strip() in printed
+    rows = [line.strip("|").split("|") for line in written.splitlines() if "MER, mixed" in line]
+    counted = {row[0].partition("/")[2]: [int(cell) for cell in row[2:9]] for row in rows}
+    assert set(counted) == {"org/dev", "test"}
+    for name, part in (("org/dev", "dev"), ("test", "test")):
+        (folder,) = experiment.glob(f"*/{name}")
+        heard = {line.partition(" ")[0]: line.partition(" ")[2] for line in
+                 (folder / "text").read_text(encoding="utf-8").splitlines()}  # fmt: skip
+        assert set(heard) == set(SPOKEN[part])
+        errors = sum(
+            editdistance.eval(text.split(), mixed(heard[utterance]))
+            for utterance, text in SPOKEN[part].items()
+        )
+        sentences, tokens, hits, substitutions, deletions, insertions, wrong = counted[name]
+        assert sentences == 3
+        assert tokens == sum(len(text.split()) for text in SPOKEN[part].values())
+        assert tokens == hits + substitutions + deletions
+        assert wrong == substitutions + deletions + insertions == errors
+        assert sum(len(mixed(text)) for text in heard.values()) == hits + substitutions + insertions
+
+
+@pytest.mark.recipe
+def test_stage_13_and_ours_agree_or_sclite_is_said_to_be_missing(finished, experiment):
+    _, printed = finished
+    results = sorted(experiment.glob("*/**/score_wer/result.txt"))
+    if not results:
+        assert "no sclite here: stage 13 will give the MER only" in printed
+        assert (experiment / "RESULTS.md").read_text() == (experiment / "MER.md").read_text()
+        pytest.skip("no sclite here (Debian and Ubuntu have it in the package sctk)")
+    assert len(results) == 2
+    for result in results:
+        rows = re.findall(r"Scores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)", result.read_text())
+        theirs = [sum(int(row[kind]) for row in rows) for kind in range(4)]
+        ours = scoring.score(
+            scoring.read(result.with_name("ref.trn")), scoring.read(result.with_name("hyp.trn"))
+        ).mixed
+        assert ours.tokens == sum(theirs[:3])
+        assert ours.errors <= sum(theirs[1:])
+
+
+@pytest.mark.recipe
+def test_a_later_run_starts_where_it_is_told(finished, experiment):
+    recipe, _ = finished
+    before = (experiment / "train.log").stat().st_mtime_ns
+    (experiment / "MER.md").unlink()
+    done = run_recipe(
+        *("--work", str(recipe.parents[2]), "--english_bpe", str(ENGLISH_BPE)),
+        *("--asr_config", str(recipe.parents[3] / "train.yaml"), "--stage", "13"),
+        *("--inference_config", str(recipe.parents[3] / "decode.yaml")),
+        *("--speed_perturb_factors", "", "--ngpu", "0"),
+    )
+    assert "Stage 1:" not in done.stdout
+    assert (experiment / "MER.md").is_file()
+    assert (experiment / "train.log").stat().st_mtime_ns == before
+
+
+@pytest.mark.recipe
+def test_seame_text_has_the_tokens_that_its_recipe_scores(tree, tmp_path):
+    """ESPnet's SEAME recipe normalises the transcripts; its words are our tokens."""
+    lines = [
+        "okay 我们 去 那边(ppl) eat lah",
+        "i'm 很 tired 了 <unk> 你 leh?",
+        "ＮＵＳ 的 lecture，that one [oh] (ppb) 不 好",
+        "k 歌k歌 don't want 啦",
+    ]
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import preprocess; "
+        "print(json.dumps([preprocess.normalize_text(line) for line in json.load(sys.stdin)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tree / "egs2" / "seame" / "asr1" / "local")],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for text in json.loads(done.stdout):
+        assert scoring.tokenize(text) == text.split(), text
