@@ -151,7 +151,7 @@ def test_sclite_counts_as_many_errors_or_more(tmp_path):
             ]
             assert weighted[1] < weighted[0]
     same = sum(mine.errors == other.errors for mine, other in zip(ours, theirs, strict=True))
-    assert same >= 0.95 * len(ours)
+    assert same >= 0.98 * len(ours)
 
 
 def test_tokens_can_be_left_out_on_both_sides():

@@ -296,7 +296,7 @@ def test_a_later_run_starts_where_it_is_told(finished, experiment):
         *("--work", str(recipe.parents[2]), "--english_bpe", str(ENGLISH_BPE)),
         *("--asr_config", str(recipe.parents[3] / "train.yaml"), "--stage", "13"),
         *("--inference_config", str(recipe.parents[3] / "decode.yaml")),
-        *("--speed_perturb_factors", "", "--ngpu", "0"),
+        *("--speed_perturb_factors", "", "--ngpu", "0", "--test_sets", "test"),
     )
     assert "Stage 1:" not in done.stdout
     assert (experiment / "MER.md").is_file()
