@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# An hour of real speech on a CPU: does it learn? speechocean762 (OpenSLR 101, CC BY 4.0), a part of it.
+#
+#   egs/so762/asr1/run.sh --data /path/to/so762 [--model conextbimamba] [--seed 1] \
+#       [any option of ESPnet's asr.sh, e.g. --stage 11]
+#
+# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md beside this file.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+model=conextbimamba
+seed=1
+data=${DATA:-}
+work=
+
+while [ $# -gt 1 ]; do
+    case $1 in
+        --model) model=$2 ;;
+        --seed) seed=$2 ;;
+        --data) data=$2 ;;
+        --work) work=$2 ;;
+        *) break ;;
+    esac
+    shift 2
+done
+
+home=$(cd "${here}/../../.." && pwd)
+configs=${home}/conf/so762
+config=${configs}/train_asr_${model}.yaml
+if [ ! -f "${config}" ]; then
+    echo "no model '${model}' here; there are:" >&2
+    (cd "${configs}" && printf '%s\n' train_asr_*.yaml) | sed 's/^train_asr_\(.*\)\.yaml$/  \1/' >&2
+    exit 2
+fi
+
+recipe=$(python3 -m espnet_bimamba.recipes --cache "${home}/.cache" \
+    --own "${here}" --link so762/asr1 --to "${work:-${home}/exp/so762}")
+cd "${recipe}"
+
+exec ./asr.sh \
+    --lang en \
+    --ngpu 0 \
+    --nj 2 \
+    --inference_nj 2 \
+    --token_type char \
+    --feats_type raw \
+    --audio_format wav \
+    --max_wav_duration 30 \
+    --use_lm false \
+    --train_set train \
+    --valid_set dev \
+    --test_sets "dev test" \
+    --lm_train_text data/train/text \
+    --asr_config "${config}" \
+    --asr_tag "${model}_seed${seed}" \
+    --asr_args "--seed ${seed}" \
+    --inference_config "${configs}/decode_asr.yaml" \
+    --inference_asr_model valid.cer_ctc.ave.pth \
+    --local_data_opts "${data}" \
+    "$@"
