@@ -44,7 +44,7 @@ class MixerHost(AbsEncoder):
     Args:
         input_size: Width of the input features, or size of the vocabulary of a token input.
         output_size: Width of the encoder, ``d_model`` of the mixers.
-        mamba_type: ``mamba``, ``innbimamba`` or ``extbimamba``.
+        mamba_type: ``mamba``, ``innbimamba`` or ``extbimamba``; ``attention`` for Table 16.
         fusion: For ``extbimamba``: ``add`` (what None stands for) or ``concat``.
         A_init: ``s4d_real``, ``random`` or ``s4d_real_noise``.
         d_state: States a channel.

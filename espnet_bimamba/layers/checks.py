@@ -65,6 +65,8 @@ def kind_of(state_dict: dict[str, Tensor], prefix: str) -> str | None:
         return f"extbimamba, fusion: {fusion}"
     if f"{prefix}forward_ssm.A_log" in state_dict:
         return "innbimamba"
+    if f"{prefix}attention.in_proj_weight" in state_dict:
+        return "attention"
     return "mamba" if f"{prefix}A_log" in state_dict else None
 
 

@@ -8,11 +8,13 @@ from torch import nn
 from espnet_bimamba.errors import OptionError
 from espnet_bimamba.layers.bimamba import ExtBiMamba, InnBiMamba
 from espnet_bimamba.layers.mamba import Mamba
+from espnet_bimamba.layers.self_attention import SelfAttention
 
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "mamba": Mamba,
     "innbimamba": InnBiMamba,
     "extbimamba": ExtBiMamba,
+    "attention": SelfAttention,
 }
 
 
@@ -25,7 +27,7 @@ def build_mixer(
         mamba_type: One of :data:`MIXERS`.
         d_model: Width of input and output.
         fusion: For ``extbimamba`` only: ``add`` (the default, None) or ``concat``.
-        **options: ``d_state``, ``d_conv``, ``expand``, ``dt_rank``, ``A_init``.
+        **options: ``d_state``, ``d_conv``, ``expand``, ``dt_rank``, ``A_init``; a Mamba's only.
 
     Raises:
         OptionError: A name is unknown, an option out of range, or ``fusion`` is given for a type

@@ -92,7 +92,7 @@ def test_positions_are_refused_where_espnet_has_no_place_for_them(name):
 
 
 BAD_OPTIONS = {
-    "mamba_type": ("mamba2", "one of mamba, innbimamba, extbimamba"),
+    "mamba_type": ("mamba2", "one of mamba, innbimamba, extbimamba, attention"),
     "fusion": ("sum", "one of add, concat"),
     "A_init": ("s4d_lin", "one of s4d_real, random, s4d_real_noise"),
     "d_state": (1000, "an integer from 1 to 256"),
