@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet_bimamba.cli.conf import parse, read
+from espnet_bimamba.cli.conf.files import parse, read
 from espnet_bimamba.errors import ConfigError, OptionError
 
 if TYPE_CHECKING:

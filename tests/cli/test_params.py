@@ -8,7 +8,7 @@ import torch
 
 from espnet_bimamba import recipes, registry
 from espnet_bimamba.cli import main, params
-from espnet_bimamba.cli.conf import convert
+from espnet_bimamba.cli.conf.convert import convert
 
 CONFORMER = """\
 frontend_conf: {n_mels: 80}

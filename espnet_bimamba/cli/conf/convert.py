@@ -1,8 +1,6 @@
 """``espnet-bimamba conf convert``: a stock training YAML becomes one that names our encoder."""
 
 import argparse
-import difflib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +8,16 @@ from typing import Any
 
 import yaml
 
+from espnet_bimamba.cli.conf.files import difference, items, parse, read, write_whole
 from espnet_bimamba.encoders.options import FEED_FORWARD, REFUSED
 from espnet_bimamba.errors import ConfigError
 from espnet_bimamba.registry import ENCODERS
 
+EXAMPLES = """\
+examples:
+  espnet-bimamba conf convert conf/train_asr_conformer.yaml
+  espnet-bimamba conf convert conf/train_asr_transformer.yaml --encoder bimamba -o conf/ours.yaml
+"""
 # Stock encoder -> those of ours that take its place, the usual one first.
 COUNTERPARTS = {
     "conformer": ("conbimamba",),
@@ -46,24 +50,24 @@ class Conversion:
     removed: dict[str, Any]
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``conf`` and its actions to the command line."""
-    parser = subparsers.add_parser("conf", help="work on training YAMLs")
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    convert_parser = actions.add_parser(
+def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``convert`` to the actions of ``conf``."""
+    parser = actions.add_parser(
         "convert",
         help="turn a stock training YAML into one that names our encoder",
         description=(
             "Changes the line `encoder:` and deletes the attention-only lines of encoder_conf; "
             "every other line stays as it is. The difference goes to stderr."
         ),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    convert_parser.add_argument("yaml", type=Path, metavar="STOCK.yaml")
-    convert_parser.add_argument(
+    parser.add_argument("yaml", type=Path, metavar="STOCK.yaml")
+    parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT", help="write here instead of to stdout"
     )
-    convert_parser.add_argument("--encoder", choices=sorted(ENCODERS), help="which of ours to name")
-    convert_parser.set_defaults(run=run_convert)
+    parser.add_argument("--encoder", choices=sorted(ENCODERS), help="which of ours to name")
+    parser.set_defaults(run=run_convert)
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -71,7 +75,7 @@ def run_convert(args: argparse.Namespace) -> int:
     stock = read(args.yaml)
     conversion = convert(stock, args.yaml, args.encoder)
     name = str(args.output or "<stdout>")
-    sys.stderr.writelines(_difference(stock, conversion.text, str(args.yaml), name))
+    sys.stderr.writelines(difference(stock, conversion.text, str(args.yaml), name))
     position = conversion.removed.get("pos_enc_layer_type", DEFAULT_POSITIONS[conversion.stock])
     if position != "rel_pos":
         print(
@@ -82,37 +86,8 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.output is None:
         sys.stdout.write(conversion.text)
     else:
-        _write_whole(args.output, conversion.text)
+        write_whole(args.output, conversion.text)
     return 0
-
-
-def read(path: Path) -> str:
-    """Return the text of a YAML file with its line ends as they are.
-
-    Raises:
-        ConfigError: The file cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ConfigError(path, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(path, f"is not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def parse(text: str, path: Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: It is not YAML, or not a mapping.
-    """
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(path, f"is not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(path, f"holds a {type(config).__name__}, not a mapping of options")
-    return config
 
 
 def convert(text: str, path: Path, encoder: str | None = None) -> Conversion:
@@ -188,39 +163,15 @@ def _target(stock: object, path: Path, encoder: str | None) -> str:
 
 def _edit(text: str, *, nested: bool, target: str, keys: set[str]) -> str:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    options = _items(root, "model")[-1][1] if nested else root
-    _, name = _items(options, "encoder")[-1]
+    options = items(root, "model")[-1][1] if nested else root
+    _, name = items(options, "encoder")[-1]
     text = text[: name.start_mark.index] + target + text[name.end_mark.index :]
     lines = text.splitlines(keepends=True)
-    for header, conf in _items(options, "encoder_conf"):
-        doomed = [item for item in _items(conf) if item[0].value in keys]
-        if doomed and len(doomed) == len(_items(conf)):
+    for header, conf in items(options, "encoder_conf"):
+        doomed = [item for item in items(conf) if item[0].value in keys]
+        if doomed and len(doomed) == len(items(conf)):
             lines[header.start_mark.line] = ""
         for key, value in doomed:
             for number in range(key.start_mark.line, value.end_mark.line + 1):
                 lines[number] = ""
     return "".join(lines)
-
-
-def _items(mapping: yaml.Node | None, key: str | None = None) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The pairs of a mapping, all or those of one key."""
-    if not isinstance(mapping, yaml.MappingNode):
-        return []
-    return [(name, value) for name, value in mapping.value if key in (None, name.value)]
-
-
-def _difference(old: str, new: str, old_name: str, new_name: str) -> list[str]:
-    lines = difflib.unified_diff(
-        old.splitlines(keepends=True), new.splitlines(keepends=True), old_name, new_name
-    )
-    return [line if line.endswith("\n") else f"{line}\n" for line in lines]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(text.encode("utf-8"))
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise ConfigError(path, f"cannot be written: {error.strerror}") from error

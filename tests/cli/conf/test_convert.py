@@ -9,7 +9,7 @@ import yaml
 from espnet2.tasks.asr import encoder_choices
 
 from espnet_bimamba.cli import main
-from espnet_bimamba.cli.conf import COUNTERPARTS, DEFAULT_POSITIONS
+from espnet_bimamba.cli.conf.convert import COUNTERPARTS, DEFAULT_POSITIONS
 from espnet_bimamba.encoders.options import REFUSED
 
 CONFORMER = """\

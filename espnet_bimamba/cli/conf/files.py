@@ -1,0 +1,69 @@
+"""Reading, writing and comparing YAML files, each error with the file's name."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_bimamba.errors import ConfigError
+
+
+def read(path: Path) -> str:
+    """Return the text of a YAML file with its line ends as they are.
+
+    Raises:
+        ConfigError: The file cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, f"is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: It is not YAML, or not a mapping.
+    """
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(path, f"is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(path, f"holds a {type(config).__name__}, not a mapping of options")
+    return config
+
+
+def items(mapping: yaml.Node | None, key: str | None = None) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Return the pairs of a mapping, all or those of one key."""
+    if not isinstance(mapping, yaml.MappingNode):
+        return []
+    return [(name, value) for name, value in mapping.value if key in (None, name.value)]
+
+
+def difference(old: str, new: str, old_name: str, new_name: str) -> list[str]:
+    """Return the lines of a unified difference, each with its line end."""
+    lines = difflib.unified_diff(
+        old.splitlines(keepends=True), new.splitlines(keepends=True), old_name, new_name
+    )
+    return [line if line.endswith("\n") else f"{line}\n" for line in lines]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it.
+
+    Raises:
+        ConfigError: It cannot be written; what was there before is untouched.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_bytes(text.encode("utf-8"))
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ConfigError(path, f"cannot be written: {error.strerror}") from error
