@@ -3,6 +3,7 @@
 ESPnet takes ten seconds to import, so most tests run on a made-up one that has a registry.
 """
 
+import json
 import re
 import shutil
 import site
@@ -36,6 +37,10 @@ encoder_choices = Choices()
         "r.ENCODERS['conbimamba'] = 'fake_encoders:Encoder'\n"
     ),
 }
+# Behind the environment's own, the packages of the one that runs the tests.
+HOST_PACKAGES = "".join(
+    f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()
+)
 NAMES = "import espnet2.tasks.asr as asr; print(*asr.encoder_choices.classes)"
 BOTH = "conformer conbimamba"
 
@@ -338,10 +343,19 @@ def test_an_editable_install_knows_them(empty, editable_wheel):
     assert empty.output("-c", located) == str(ROOT / "espnet_bimamba" / "__init__.py")
 
 
+def test_the_installed_command_finds_every_yaml(empty, wheel):
+    zipfile.ZipFile(wheel).extractall(empty.packages)
+    empty.write({"host.pth": HOST_PACKAGES})
+    command = "from espnet_bimamba.cli import main; main(['conf', 'list', '--json'])"
+    paths = {Path(file["path"]) for file in json.loads(empty.run("-c", command).stdout)}
+    shipped = {path.relative_to(empty.packages / "espnet_bimamba" / "conf") for path in paths}
+    ours = [*(ROOT / "conf").glob("*/train_asr_*.yaml"), *(ROOT / "conf").glob("*/decode_*.yaml")]
+    assert shipped == {path.relative_to(ROOT / "conf") for path in ours}
+
+
 def test_espnets_own_command_takes_our_encoder(empty, wheel):
     zipfile.ZipFile(wheel).extractall(empty.packages)
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
-    empty.write({"host.pth": "".join(lines)})
+    empty.write({"host.pth": HOST_PACKAGES})
     command = ["-m", "espnet2.bin.asr_train", "--print_config"]
     result = empty.run(*command, "--encoder", "conbimamba", "--encoder_conf", "num_blocks=3")
     assert re.search(r"^encoder: conbimamba$", result.stdout, re.MULTILINE)

@@ -1,0 +1,147 @@
+"""The YAMLs that the package ships: where they lie, and what their first lines say.
+
+A YAML that reproduces a row of the paper begins with comments of this form, which a test compares
+with the model that the YAML builds and with the stock file that it names::
+
+    # Paper: Table 8, LibriSpeech-100, Conformer "- MHSA + ExtBiMamba"
+    # Stock: librispeech_100/asr1/conf/train_asr.yaml
+    # Parameters: 40.79 M, paper 41.59 M
+
+The second may go on with ``; encoder: seame/asr1/conf/train.yaml``, the third may end with ``paper
+prints none``.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from espnet_bimamba.cli.conf.files import items, read
+from espnet_bimamba.errors import ConfigError, OptionError
+
+PREFIX = "train_asr_"
+ENCODER = re.compile(r"^encoder: (\w+)$", re.MULTILINE)
+PAPER = re.compile(r"^# Paper: (.+)$", re.MULTILINE)
+STOCK = re.compile(r"^# Stock: ([^\s;]+)(?:; encoder: (\S+))?$", re.MULTILINE)
+PARAMETERS = re.compile(
+    r"^# Parameters: ([\d.]+) M, paper (?:([\d.]+) M|prints none)$", re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One YAML of the package.
+
+    Attributes:
+        name: ``recipe/model`` of a training YAML, ``recipe/decode_asr`` of a decoding one.
+        path: The file.
+        encoder: The encoder that it names; None in a decoding YAML.
+        paper: Table and row; None in a YAML that the paper has nothing to do with.
+        stock: The file of ESPnet that it follows, as a path in ``egs2``; None if it follows none.
+        stock_encoder: The file of ESPnet whose encoder it follows instead of that of ``stock``.
+        parameters: Of the model, in millions.
+        paper_parameters: What the paper prints, in millions.
+    """
+
+    name: str
+    path: Path
+    encoder: str | None
+    paper: str | None
+    stock: str | None
+    stock_encoder: str | None
+    parameters: float | None
+    paper_parameters: float | None
+
+
+def folder() -> Path:
+    """Folder of the YAMLs: in the package, or beside it in an editable install.
+
+    Raises:
+        ConfigError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parents[2]
+    for path in (package / "conf", package.parent / "conf"):
+        if path.is_dir():
+            return path
+    raise ConfigError(package / "conf", "is missing: install espnet-bimamba again")
+
+
+def shipped() -> list[Shipped]:
+    """Return all training and decoding YAMLs, a recipe's training YAMLs first."""
+    root = folder()
+    trainings, decodings = root.glob(f"*/{PREFIX}*.yaml"), root.glob("*/decode_*.yaml")
+    files = [describe(path) for found in (trainings, decodings) for path in sorted(found)]
+    return sorted(files, key=lambda file: file.path.parent.name)
+
+
+def describe(path: Path) -> Shipped:
+    """Return what a YAML says of itself, read line by line: parsing all of them takes a second."""
+    text = read(path)
+    encoder, paper, stock, parameters = (
+        line.search(text) for line in (ENCODER, PAPER, STOCK, PARAMETERS)
+    )
+    return Shipped(
+        name=f"{path.parent.name}/{path.stem.removeprefix(PREFIX)}",
+        path=path,
+        encoder=encoder[1] if encoder else None,
+        paper=paper[1] if paper else None,
+        stock=stock[1] if stock else None,
+        stock_encoder=stock[2] if stock else None,
+        parameters=float(parameters[1]) if parameters else None,
+        paper_parameters=float(parameters[2]) if parameters and parameters[2] else None,
+    )
+
+
+def find(name: str) -> Shipped:
+    """Return the YAML of that name.
+
+    Raises:
+        OptionError: There is none; the message names the nearest.
+    """
+    files = {file.name: file for file in shipped()}
+    if name in files:
+        return files[name]
+    near = difflib.get_close_matches(name, files, n=3)
+    hint = f"Did you mean {' or '.join(near)}?" if near else ""
+    raise OptionError("NAME", name, "a name that `espnet-bimamba conf list` prints", hint)
+
+
+def stock_text(tree: Path, stock: str, stock_encoder: str | None = None) -> str:
+    """Return a stock YAML, with the encoder of another one if that is named.
+
+    Args:
+        tree: What :func:`espnet_bimamba.recipes.prepare` returned.
+        stock: The YAML, as a path in ``egs2``.
+        stock_encoder: Likewise, the YAML whose ``encoder`` and ``encoder_conf`` it gets.
+
+    Raises:
+        ConfigError: The installed ESPnet has it no longer.
+    """
+    text = read(tree / "egs2" / stock)
+    if stock_encoder is None:
+        return text
+    return _with_encoder(text, read(tree / "egs2" / stock_encoder))
+
+
+def _with_encoder(text: str, other: str) -> str:
+    """Put the lines of ``other``'s encoder where ``text`` has its own."""
+    lines, others = (yaml_text.splitlines(keepends=True) for yaml_text in (text, other))
+    lines[_encoder_lines(text)] = others[_encoder_lines(other)]
+    return "".join(lines)
+
+
+def _encoder_lines(text: str) -> slice:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    [(first, _)], [(_, last)] = items(root, "encoder"), items(root, "encoder_conf")
+    return slice(first.start_mark.line, last.end_mark.line)
+
+
+def settings(text: str) -> str:
+    """Return the lines of a YAML without comments, and without blank lines before the first.
+
+    For the package's YAMLs and ESPnet's, in none of which a value holds a ``#``.
+    """
+    lines = [re.sub(r"(^|\s+)#.*", "", line) for line in text.splitlines() if line[:1] != "#"]
+    return "\n".join(lines).strip("\n") + "\n"
