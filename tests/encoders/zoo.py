@@ -108,6 +108,7 @@ ENCODERS: dict[str, Encoder] = {
             **_STACK,
             "no_residual": {"residual": False},
             "ffn": {"ffn": True, "linear_units": 12},
+            "attention": {"mamba_type": "attention", "d_state": 16},
             "ffn_no_residual": {"ffn": True, "residual": False, "linear_units": 12},
             "ffn-conv1d": {"ffn": True, "linear_units": 12, **_FEED_FORWARD["conv1d"]},
             "ffn-conv1d-linear": {
