@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.layers.checks import check_dt_range, check_mixer_options, refuse_other_kinds
 from espnet_bimamba.layers.initialization import initial_A_log, initial_dt_bias
-from espnet_bimamba.layers.products import products_of_pairs
+from espnet_bimamba.layers.products import may_write, products_of_pairs
 from espnet_bimamba.ops import causal_conv1d, selective_scan
 from espnet_bimamba.ops.lengths import check_lengths, is_full, padding_mask
 
@@ -216,8 +216,7 @@ def _inputs_of_both(
 
 def _step_sizes_of_both(ssms: tuple[SelectiveSSM, SelectiveSSM], dts: tuple[Tensor, ...]) -> Tensor:
     """Project both ``(batch, length, dt_rank)`` to one ``(batch, length, 2 * d_inner)``."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if recorded or not all(is_plain(ssm.dt_proj, nn.Linear) for ssm in ssms):
+    if not may_write() or not all(is_plain(ssm.dt_proj, nn.Linear) for ssm in ssms):
         steps = [ssm.step_sizes(dt) for ssm, dt in zip(ssms, dts, strict=True)]
         return torch.cat(steps, dim=-1)
     # Each writes its half: on the CPU the copy, and above all the memory that it takes from the

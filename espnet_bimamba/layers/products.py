@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def product_with_each(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -70,13 +71,20 @@ def _in_pieces(x: Tensor) -> bool:
     """Whether one product for each weight, written where it belongs, is better than one for all.
 
     It is on the CPU: weights side by side are a copy of them in every call, and above all memory
-    taken from the system afresh. It cannot be where autograd records, a tracer or a transform of
-    torch.func looks on, or autocast shall choose the precision.
+    taken from the system afresh. It cannot be where nothing may be written, or autocast shall
+    choose the precision.
+    """
+    return x.device.type == "cpu" and may_write() and not torch.is_autocast_enabled("cpu")
+
+
+def may_write() -> bool:
+    """Whether a product may be written where it belongs.
+
+    Not where autograd records, of either mode, or a tracer or a transform of torch.func looks on.
     """
     return (
-        x.device.type == "cpu"
-        and not torch.is_grad_enabled()
+        not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled("cpu")
     )

@@ -6,7 +6,7 @@ generator splits into registers of the width that it has. Everything here is for
 ``njit`` functions.
 
 Arrays are lines: one dimension, contiguous, indexed without a check or a wrap-around. Half
-precision is read from the bits that :func:`espnet_bimamba.ops.cpu_runtime.flat` gives: unsigned
+precision is read from its bits (:func:`espnet_bimamba.ops.cpu_runtime.kind`): unsigned
 16-bit integers for bfloat16, signed ones for float16; rows of either are float32.
 """
 

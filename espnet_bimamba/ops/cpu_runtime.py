@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +26,18 @@ import torch
 from numba import carray, config, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.ops.cpu_team import Team, torch_fork
 
 _logger = logging.getLogger(__name__)
 
 # Reentrant: a fork waits for it (see below), also one that happens while its thread compiles.
 _compile_lock = threading.RLock()
+
+# Seconds after which a user wonders.
+_SILENCE = 2.0
 
 # No thread is started before there is work for it, so this is no more than what torch would start
 # for as many callers.
@@ -49,8 +54,6 @@ class Kernel:
     Args:
         function: What to compile; it may call other ``njit`` functions.
     """
-
-    _has_told = False
 
     def __init__(self, function: Callable) -> None:
         self._function = function
@@ -69,6 +72,10 @@ class Kernel:
 
     def _first_call(self, args: tuple) -> None:
         name = f"{self._function.__module__}.{self._function.__qualname__}"
+        with _told_meanwhile(name):
+            self._run_first(name, args)
+
+    def _run_first(self, name: str, args: tuple) -> None:
         start = time.perf_counter()
         found = False
         try:
@@ -83,11 +90,8 @@ class Kernel:
             self._compiled = self._jit(cache=False)
             self._compiled(*args)
         if not found:
-            # Aloud once a process: with a cache on disk, once for each kind of input.
-            level = logging.INFO if Kernel._has_told else logging.WARNING
-            Kernel._has_told = True
             seconds = time.perf_counter() - start
-            _logger.log(level, "%s: compiled for this machine in %.1f s", name, seconds)
+            _logger.info("%s: compiled for this machine in %.1f s", name, seconds)
 
     def _jit(self, cache: bool) -> Any:
         if not cache:
@@ -102,6 +106,19 @@ class Kernel:
     def _dispatcher(self, cache: bool) -> Any:
         # No fastmath: it would mark the sums in `cpu_lanes` that must not be simplified, too.
         return njit(nogil=True, cache=cache, error_model="numpy")(self._function)
+
+
+@contextlib.contextmanager
+def _told_meanwhile(name: str) -> Iterator[None]:
+    """Say what takes so long while it does, if it does: what is on disk is there in no time."""
+    message = "%s: being compiled for this machine, once for each kind of input"
+    timer = threading.Timer(_SILENCE, _logger.warning, (message, name))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _own_cache() -> Path:
@@ -178,8 +195,13 @@ def run_parallel(kernel: Callable, items: int, *args: Any) -> None:
     workers = min(threads, items)
     bounds = [items * worker // workers for worker in range(workers + 1)]
     first, *others = [Team(0, 1, *span) for span in itertools.pairwise(bounds)]
-    futures = [_pool.submit(kernel, team, *args) for team in others]
-    kernel(first, *args)
+    futures: list[Future] = []
+    try:
+        futures += [_pool.submit(kernel, team, *args) for team in others]
+        kernel(first, *args)
+    finally:
+        # Kernels know addresses only: an error or Ctrl-C would have the caller free the tensors.
+        wait(futures)
     for future in futures:
         future.result()
 
@@ -236,8 +258,15 @@ def address(x: Tensor | None) -> int:
 
     Kernels get addresses and not arrays: a dozen arrays take as long to make as a short utterance
     takes to convolve. Whoever asks for an address keeps the tensor until the kernel has returned.
+
+    Raises:
+        ShapeError: ``x`` only pretends to have numbers.
     """
-    return 0 if x is None or x.numel() == 0 else x.data_ptr()
+    if x is None or x.numel() == 0:
+        return 0
+    if where := x.data_ptr():
+        return where
+    raise ShapeError(f"{type(x).__name__} of shape {tuple(x.shape)} has no memory to compute in")
 
 
 def place(x: Tensor | None) -> Place:
@@ -298,13 +327,24 @@ def view(place: Place, like: np.ndarray) -> View:
     return View(line(place.address, like), place.batch, place.group, place.state, place.length)
 
 
+def records_gradients() -> bool:
+    """Whether a function of autograd must be called: also to refuse forward-mode gradients."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
 def in_dtype[T: (Tensor, Tensor | None)](x: T, dtype: torch.dtype) -> T:
-    """Return ``x`` in ``dtype``; where it has it, in a tenth of the time of ``x.to``."""
-    return x if x is None or x.dtype == dtype else x.to(dtype)
+    """Return ``x`` in ``dtype``, its memory holding its numbers and not their negatives.
+
+    In a tenth of the time of ``x.to`` where there is nothing to do.
+    """
+    if x is None or (x.dtype == dtype and not x.is_neg()):
+        return x
+    return x.resolve_neg().to(dtype)
 
 
 def channels_last(x: Tensor) -> Tensor:
     """Return ``x`` (batch, dim, length) with neighbouring channels side by side in memory."""
+    x = x.resolve_neg() if x.is_neg() else x
     if x.stride(1) == 1 or x.shape[1] == 1:
         return x
     return x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -32,6 +32,7 @@ Result = Tensor | tuple[Tensor, Tensor]
 def custom_operator(
     name: str,
     run: Callable[..., Result],
+    check: Callable[..., tuple],
     fake: Callable[..., list[Tensor]],
     sequences: Collection[str],
 ) -> Callable[..., Result]:
@@ -45,20 +46,22 @@ def custom_operator(
         name: Name of the operator.
         run: Function of positional arguments, tensors, bools and strings by its annotations. It
             returns a tensor or a tuple of them, the first of which is a sequence.
+        check: Called like ``run`` before the custom operator runs, which anybody may call with
+            anything; returns the arguments for ``run``. What is returned here does not check.
         fake: Called like ``run``; returns tensors of the shapes and dtypes of its results, made by
             :func:`empty`.
         sequences: Names of the arguments that are sequences: (batch, channels, length).
 
     Returns:
         A function with ``run``'s arguments and result: ``run`` itself, or the custom operator
-        while torch traces.
+        while torch traces, transforms, or has tensors without memory.
     """
     parameters = inspect.signature(run).parameters
     arguments = ", ".join(f"{_TYPES[p.annotation]} {p.name}" for p in parameters.values())
     is_sequence = [parameter in sequences for parameter in parameters]
 
     def forward(*args: Any) -> list[Tensor]:
-        results = _listed(run(*map(_detached, args)))
+        results = _listed(run(*check(*map(_detached, args))))
         return _own(results, [True, False], args)
 
     def backward(gradients: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
@@ -112,7 +115,7 @@ def custom_operator(
     )
 
     def call(*args: Any) -> Result:
-        if torch.compiler.is_compiling():
+        if _is_watched(args):
             results = operator(*args)
             return results[0] if len(results) == 1 else tuple(results)
         # A function of autograd sees that a parameter requires a gradient even where none is
@@ -175,6 +178,20 @@ def _has_strides(x: Tensor, strides: Sequence[int]) -> bool:
 
 def _memory(x: Tensor) -> int:
     return x.untyped_storage()._cdata
+
+
+def _is_watched(args: Sequence) -> bool:
+    """Whether someone else than autograd must see the call: who traces, transforms, or pretends."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or any(isinstance(x, Tensor) and type(x) not in _PLAIN for x in args)
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _detached(x: Any) -> Any:

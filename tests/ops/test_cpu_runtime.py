@@ -263,13 +263,18 @@ def test_without_a_folder_to_write_to_nothing_is_left_beside_the_source(tmp_path
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
 
 
-def test_the_first_kernel_that_is_compiled_is_told_aloud(tmp_path):
-    log = log_of_first_use(
-        tmp_path, "type(kernel)(kernel._function)(1, 3, np.zeros(4, np.float32))"
-    )
+AT_ONCE = "from espnet_bimamba.ops import cpu_runtime; cpu_runtime._SILENCE = 0.0"
+
+
+def test_a_kernel_that_takes_long_to_compile_is_told_aloud_meanwhile(tmp_path):
+    log = log_of_first_use(tmp_path, AT_ONCE)
     told = [line for line in log.splitlines() if "compiled for this machine" in line]
     assert [line.split(":")[0] for line in told] == ["WARNING", "INFO"]
-    assert "kernel.add_one" in told[0]
+    assert "kernel.add_one: being compiled" in told[0]
+
+
+def test_a_kernel_that_is_there_at_once_is_not(tmp_path):
+    assert "being compiled" not in log_of_first_use(tmp_path, AT_ONCE.replace("0.0", "60.0"))
 
 
 def test_compiled_code_is_found_again_and_a_truncated_cache_is_survived(tmp_path):

@@ -59,13 +59,7 @@ def causal_conv1d(
         LengthsError: ``lengths`` does not describe the batch.
         BackendError: The backend asked for by name cannot serve the call.
     """
-    if activation not in ACTIVATIONS:
-        raise OptionError("activation", activation, "one of None, 'silu', 'swish'")
-    _check_tensors(x, weight, bias, initial_states)
-    check_halves("x", x, bidirectional)
-    if lengths is not None:
-        lengths = check_lengths(lengths, x.shape[0], x.shape[2], x.device)
-    return _convolve(
+    args = _checked(
         x,
         weight,
         bias,
@@ -77,6 +71,30 @@ def causal_conv1d(
         lengths,
         backend,
     )
+    return _convolve(*args)
+
+
+def _checked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    return_final_states: bool,
+    activation: str | None,
+    reverse: bool,
+    bidirectional: bool,
+    lengths: Tensor | None,
+    backend: str | None,
+) -> tuple:
+    """Return the arguments of :func:`_serve` after checking that they fit together."""
+    if activation not in ACTIVATIONS:
+        raise OptionError("activation", activation, "one of None, 'silu', 'swish'")
+    _check_tensors(x, weight, bias, initial_states)
+    check_halves("x", x, bidirectional)
+    if lengths is not None:
+        lengths = check_lengths(lengths, x.shape[0], x.shape[2], x.device)
+    tensors, directions = (x, weight, bias, initial_states), (reverse, bidirectional, lengths)
+    return *tensors, return_final_states, activation, *directions, backend
 
 
 def _serve(
@@ -121,7 +139,7 @@ def _shapes(x: Tensor, weight: Tensor, *args: Any) -> list[Tensor]:
     return results
 
 
-_convolve = custom_operator("causal_conv1d", _serve, _shapes, sequences=("x",))
+_convolve = custom_operator("causal_conv1d", _serve, _checked, _shapes, sequences=("x",))
 
 
 def _check_tensors(

@@ -33,6 +33,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     kind,
     line,
     place,
+    records_gradients,
     run_parallel,
     view,
 )
@@ -59,10 +60,11 @@ def causal_conv1d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CPU tensors."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    tensors = (x, *(in_dtype(t, dtype) for t in (weight, bias, initial_states)))
+    others = (in_dtype(t, dtype) for t in (weight, bias, initial_states))
+    tensors = (in_dtype(x, x.dtype), *others)
     directions = (reverse, bidirectional, lengths)
     # To call a function of autograd takes as long as what is called around the kernel.
-    convolve = _CausalConv1d.apply if torch.is_grad_enabled() else _convolution
+    convolve = _CausalConv1d.apply if records_gradients() else _convolution
     out, final_states = convolve(*tensors, activation is not None, *directions)
     out = in_dtype(out, x.dtype)
     return (out, in_dtype(final_states, x.dtype)) if return_final_states else out
@@ -120,7 +122,7 @@ class _Inputs(NamedTuple):
     ) -> "_Inputs":
         """Lay out the arguments of a convolution."""
         if lengths is None:
-            lengths = torch.full((x.shape[0],), x.shape[2], dtype=torch.int64)
+            lengths = torch.full((x.shape[0],), x.shape[2], dtype=torch.int64, device=x.device)
         return cls(
             channels_last(x),
             weight.t().contiguous(),
@@ -233,7 +235,7 @@ class _CausalConv1d(torch.autograd.Function):
         dx = empty_channels_last(d_out.shape, d_out)
         d_weight = d_out.new_empty(plan.batch, plan.width, plan.dim)
         d_bias = d_out.new_empty(plan.batch, plan.dim)
-        d_final_states = d_final_states.contiguous()
+        d_final_states = in_dtype(d_final_states, d_final_states.dtype).contiguous()
         d_initial = torch.empty_like(d_final_states)
         run_parallel(
             _backward,

@@ -67,11 +67,7 @@ def selective_scan(
         OptionError: The name of the backend is unknown.
         BackendError: The backend asked for by name cannot serve the call.
     """
-    _check_tensors(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    check_halves("u", u, bidirectional)
-    if lengths is not None:
-        lengths = check_lengths(lengths, u.shape[0], u.shape[2], u.device)
-    return _scan(
+    args = _checked(
         u,
         delta,
         A,
@@ -88,6 +84,33 @@ def selective_scan(
         lengths,
         backend,
     )
+    return _scan(*args)
+
+
+def _checked(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+    initial_state: Tensor | None,
+    reverse: bool,
+    bidirectional: bool,
+    lengths: Tensor | None,
+    backend: str | None,
+) -> tuple:
+    """Return the arguments of :func:`_serve` after checking that they fit together."""
+    _check_tensors(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    check_halves("u", u, bidirectional)
+    if lengths is not None:
+        lengths = check_lengths(lengths, u.shape[0], u.shape[2], u.device)
+    tensors, options = (u, delta, A, B, C, D, z, delta_bias), (delta_softplus, return_last_state)
+    return *tensors, *options, initial_state, reverse, bidirectional, lengths, backend
 
 
 def _serve(
@@ -146,7 +169,7 @@ def _shapes(u: Tensor, *args: Any) -> list[Tensor]:
     return results
 
 
-_scan = custom_operator("selective_scan", _serve, _shapes, sequences=("u", "delta", "z"))
+_scan = custom_operator("selective_scan", _serve, _checked, _shapes, sequences=("u", "delta", "z"))
 
 
 def _check_tensors(

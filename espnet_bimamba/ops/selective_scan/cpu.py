@@ -46,6 +46,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     kind,
     line,
     place,
+    records_gradients,
     run_parallel,
     view,
 )
@@ -97,7 +98,7 @@ def selective_scan(
         return_last_state,
     )
     # To call a function of autograd takes as long as what is called around the kernel.
-    scan = _SelectiveScan.apply if torch.is_grad_enabled() else _scan
+    scan = _SelectiveScan.apply if records_gradients() else _scan
     out, last_state = scan(*args)
     out = in_dtype(out, u.dtype)
     return (out, last_state) if return_last_state else out
@@ -170,7 +171,8 @@ class _SelectiveScan(torch.autograd.Function):
         *saved, kept = ctx.saved_tensors
         inputs, plan = _Inputs(*saved), ctx.plan
         d_out = channels_last(d_out)
-        d_last_state = _padded(d_last_state, plan.state if d_last_state.numel() else 0).contiguous()
+        d_last_state = _padded(d_last_state, plan.state if d_last_state.numel() else 0)
+        d_last_state = in_dtype(d_last_state, d_last_state.dtype).contiguous()
         shape_a, shape_b, shape_c = ctx.shapes
         gradients = _Gradients(
             du=empty_channels_last(d_out.shape, d_out),
@@ -298,7 +300,7 @@ class _Inputs(NamedTuple):
     ) -> "_Inputs":
         """Lay out the arguments of a scan."""
         if lengths is None:
-            lengths = torch.full((u.shape[0],), u.shape[2], dtype=torch.int64)
+            lengths = torch.full((u.shape[0],), u.shape[2], dtype=torch.int64, device=u.device)
         state = -(-A.shape[1] // BLOCK) * BLOCK
         return cls(
             channels_last(u),
@@ -439,7 +441,7 @@ class _Plan(NamedTuple):
     @classmethod
     def of(cls, inputs: _Inputs, reverse: bool, bidirectional: bool) -> "_Plan":
         batch, dim, length = inputs.u.shape
-        groups_b, groups_c = inputs.B.shape[1], inputs.C.shape[1]
+        groups_b, groups_c = (max(1, x.shape[1]) for x in (inputs.B, inputs.C))
         groups = math.lcm(groups_b, groups_c, 2 if bidirectional else 1)
         group = dim // groups
         tiles = groups * -(-group // LANES)
