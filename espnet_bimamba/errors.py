@@ -127,3 +127,20 @@ class TranscriptError(BiMambaError, ValueError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class PackedModelError(BiMambaError, ValueError):
+    """A packed model is not what ESPnet's stage 14 makes, or is not safe to unpack.
+
+    Args:
+        path: The archive.
+        part: Where in it: ``archive`` for the archive itself, else the name of a member.
+        reason: What is wrong there.
+    """
+
+    def __init__(self, path: object, part: str, reason: str) -> None:
+        self.path = path
+        self.part = part
+        self.reason = reason
+        where = path if part == "archive" else f"{path}: {part}"
+        super().__init__(f"{where}: {reason}")
