@@ -1,0 +1,113 @@
+"""``espnet-bimamba zoo``: packed models, for those who publish them and those who load them."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from espnet_bimamba.cli.zoo import archive, card
+from espnet_bimamba.cli.zoo.check import checks
+
+WORDS = {True: "ok", False: "FAILED", None: "-"}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``zoo`` and its actions to the command line."""
+    parser = subparsers.add_parser("zoo", help="check a packed model, write its card")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    check_parser = actions.add_parser(
+        "check",
+        help="see whether others can load a packed model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Looks at what ESPnet's stage 14 packed, then loads it in two fresh processes, one\n"
+            "with this package and one without, and transcribes. Of the weights no code is run.\n"
+            "Takes about a minute.\n"
+            "Exit status 0: all is in order. 1: a check failed. 2: there is nothing to check."
+        ),
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba zoo check exp/asr_train_asr_conbimamba/asr_train_asr_conbimamba.zip\n"
+            "  espnet-bimamba zoo check model.zip --wav speech.wav --json"
+        ),
+    )
+    check_parser.add_argument("model", type=Path, metavar="MODEL.zip")
+    check_parser.add_argument(
+        "--wav", type=Path, metavar="FILE", help="transcribe this (default: a second of noise)"
+    )
+    check_parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    check_parser.set_defaults(run=run_check)
+
+    card_parser = actions.add_parser(
+        "card",
+        help="write the README.md that stage 14 does not pack",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Writes a card in the form of ESPnet's template, with what the model needs and how it\n"
+            "is used, and puts it into the archive in place of the one that is there."
+        ),
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba zoo card model.zip --repo me/conbimamba --corpus librispeech_100\n"
+            "  espnet-bimamba zoo card model.zip --repo me/conbimamba -o exp/hf_repo/README.md"
+        ),
+    )
+    card_parser.add_argument("model", type=Path, metavar="MODEL.zip")
+    card_parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="write here, not into the archive"
+    )
+    card_parser.add_argument("--repo", metavar="OWNER/NAME", help="where on the Hub it will be")
+    card_parser.add_argument(
+        "--corpus", metavar="NAME", help="trained on this (default: the recipe it lies in)"
+    )
+    card_parser.add_argument(
+        "--language", metavar="CODE", help="of the speech (default: the recipe's --lang)"
+    )
+    card_parser.add_argument(
+        "--license", default=card.LICENSE, help="of the weights (default: %(default)s, ESPnet's)"
+    )
+    card_parser.add_argument(
+        "--source",
+        metavar="URL",
+        help="what to give pip to install this package (default: the card says: from a clone)",
+    )
+    card_parser.set_defaults(run=run_card)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Check one model; see :func:`espnet_bimamba.cli.zoo.check.checks`."""
+    found = []
+    for check in checks(args.model, args.wav):
+        found.append(check)
+        if not args.json:
+            print(f"{WORDS[check.passed]:<8}{check.name:<15}{check.detail}", flush=True)
+    passed = all(check.passed for check in found)
+    if args.json:
+        report = {"model": str(args.model), "passed": passed}
+        print(json.dumps({**report, "checks": [asdict(check) for check in found]}, indent=2))
+    else:
+        print("\nIn order." if passed else "\nNot in order.")
+    return 0 if passed else 1
+
+
+def run_card(args: argparse.Namespace) -> int:
+    """Write one card; see :func:`espnet_bimamba.cli.zoo.card.render`."""
+    model = archive.read(archive.existing(args.model))
+    labels = card.Labels(
+        repo=args.repo,
+        corpus=args.corpus or card.guessed_corpus(args.model),
+        language=args.language or card.guessed_language(model),
+        license=args.license,
+        source=args.source,
+    )
+    text = card.render(model, labels)
+    if args.output is None:
+        card.add(args.model, text)
+    else:
+        card.write(args.output, text)
+    print(f"{archive.README} is in {args.output or args.model}", file=sys.stderr)
+    for option in ("repo", "corpus", "language"):
+        if getattr(labels, option) is None:
+            print(f"note: it does not name the {option}: --{option} does", file=sys.stderr)
+    return 0

@@ -1,0 +1,217 @@
+"""Checks a packed model as those who will load it need it, and says what was checked."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_bimamba.cli.zoo import archive, probe
+from espnet_bimamba.cli.zoo.archive import PackedModel
+from espnet_bimamba.cli.zoo.card import lacks
+from espnet_bimamba.errors import OptionError, PackedModelError
+
+#: Every check, in the order of the list.
+NAMES = (
+    "archive",
+    "meta.yaml",
+    "configuration",
+    "card",
+    "loading",
+    "weights",
+    "transcribing",
+    "without us",
+)
+SECONDS = 1
+#: What would make ESPnet or torch run code that comes with the weights.
+UNSAFE_VARIABLES = ("ESPNET_ALLOW_UNSAFE_TORCH_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the list.
+
+    Attributes:
+        name: One of :data:`NAMES`.
+        passed: None where it could not be checked.
+        detail: What was seen.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def checks(path: Path, wav: Path | None = None) -> Iterator[Check]:
+    """Yield what is found, as it is found; what an earlier failure rules out comes as not checked.
+
+    Args:
+        path: The packed model.
+        wav: What to transcribe; None takes a second of noise.
+
+    Raises:
+        PackedModelError: There is no such file.
+        OptionError: ``wav`` does not fit the model.
+    """
+    found = _checks(archive.existing(path), wav)
+    check = next(found, None)
+    for name in NAMES:
+        if check is None or check.name != name:
+            yield Check(name, None, "not checked, because of the above")
+        else:
+            yield check
+            check = next(found, None)
+
+
+def _checks(path: Path, wav: Path | None) -> Iterator[Check]:
+    # Until the archive is known to be harmless, nothing unpacks it.
+    step = "archive"
+    try:
+        members = archive.safe_members(path)
+        yield Check(step, True, f"{len(members)} files, all inside and intact, none of them a link")
+        step = "meta.yaml"
+        meta = archive.read_meta(path, members)
+        packed_with = ", ".join(f"{name} {meta.get(name, '?')}" for name in ("espnet", "torch"))
+        yield Check(step, True, f"all that it names is packed; made with {packed_with}")
+        step = "configuration"
+        config = archive.read_config(path, members, meta)
+        files = ", ".join(archive.files_of(config)) or "no further files"
+        yield Check(step, True, f"encoder: {config['encoder']}; packed: {files}")
+        model = PackedModel(path, members, meta, config)
+        step = "card"
+        lacking = lacks(model)
+    except PackedModelError as error:
+        yield Check(step, False, str(error).removeprefix(f"{path}: "))
+        return
+    yield Check(
+        step,
+        lacking is None,
+        "README.md says that espnet-bimamba is needed and how to install it"
+        if lacking is None
+        else f"{lacking}; `espnet-bimamba zoo card {path}` writes one",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        speech = wav or _noise(model.sampling_rate, Path(folder))
+        _check_speech(speech, model)
+        yield from _judge(_in_fresh_process(path, speech, disabled=False), model)
+        yield _judge_without(_in_fresh_process(path, speech, disabled=True), model)
+
+
+def _judge(report: probe.Report, model: PackedModel) -> Iterator[Check]:
+    """Yield the checks of a process that has this package installed."""
+    if report.error and report.step != "transcribe":
+        hint = ""
+        if f"--encoder {model.encoder}" in report.error:
+            hint = "; ESPnet does not know our encoders: see `espnet-bimamba doctor`"
+        yield Check("loading", False, f"{report.error}{hint}")
+        return
+    ours = report.encoder.startswith("espnet_bimamba.")
+    yield Check(
+        "loading",
+        ours,
+        f"Speech2Text.from_pretrained, in a fresh process with espnet {report.espnet}, "
+        f"built {report.encoder}" + ("" if ours else ", which is none of ours"),
+    )
+    yield _judge_weights(report)
+    if report.error:
+        yield Check("transcribing", False, report.error)
+    else:
+        yield Check("transcribing", True, f"heard {report.text!r}")
+
+
+def _judge_weights(report: probe.Report) -> Check:
+    if not report.weights_only:
+        return Check("weights", False, "ESPnet asked torch.load for more than weights")
+    for tensors, fault in (
+        (report.missing, "lack {}, which ESPnet leaves as initialised"),
+        (report.unexpected, "hold {}, for which the model has no place"),
+    ):
+        if tensors:
+            shown = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+            number = f"{len(tensors)} of {report.parameters} tensors"
+            return Check("weights", False, f"they {fault.format(f'{number} ({shown})')}")
+    return Check(
+        "weights", True, f"read with weights_only=True; all {report.parameters} tensors match"
+    )
+
+
+def _judge_without(report: probe.Report, model: PackedModel) -> Check:
+    """Judge a process in which ESPnet does not learn our names."""
+    name = "without us"
+    if report.error is None or report.step == "transcribe":
+        return Check(
+            name,
+            False,
+            f"ESPnet {report.espnet} loads it without this package, with {report.encoder}",
+        )
+    if f"--encoder {model.encoder}" not in report.error:
+        return Check(name, False, f"fails in another way: {report.error}")
+    return Check(
+        name,
+        True,
+        f"ESPnet names the encoder, which package has it is for the card to say: {report.error}",
+    )
+
+
+def _in_fresh_process(path: Path, speech: Path, *, disabled: bool) -> probe.Report:
+    """Probe the model in an interpreter that imports nothing of this package by itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        home, out = Path(folder) / "home", Path(folder) / "report.json"
+        home.mkdir()
+        arguments = [str(file.absolute()) for file in (path, speech, out)]
+        done = subprocess.run(
+            [sys.executable, "-I", probe.__file__, *arguments],
+            # A model that finds its files in the current folder only would not find them here.
+            cwd=home,
+            env=_environment(home, disabled=disabled),
+            # ESPnet asks at a terminal whether it may run code.
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if out.is_file():
+            return probe.Report(**json.loads(out.read_text()))
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return probe.Report(error=f"the process ended with exit code {done.returncode}: {last}")
+
+
+def _environment(home: Path, *, disabled: bool) -> dict[str, str]:
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("ESPNET_BIMAMBA") and name not in UNSAFE_VARIABLES
+    }
+    # ESPnet unpacks into the home, which goes with the folder; compiled kernels stay useful.
+    variables["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    variables["HOME"] = str(home)
+    if disabled:
+        variables["ESPNET_BIMAMBA_DISABLE"] = "1"
+    return variables
+
+
+def _noise(rate: int, folder: Path) -> Path:
+    import numpy as np
+    import soundfile
+
+    noise = 0.01 * np.random.default_rng(0).standard_normal(SECONDS * rate)
+    soundfile.write(folder / "noise.wav", noise, rate)
+    return folder / "noise.wav"
+
+
+def _check_speech(wav: Path, model: PackedModel) -> None:
+    import soundfile
+
+    try:
+        found = soundfile.info(wav)
+    except (RuntimeError, OSError) as error:
+        raise OptionError("--wav", str(wav), f"a sound file ({error})") from error
+    if (found.channels, found.samplerate) != (1, model.sampling_rate):
+        raise OptionError(
+            "--wav",
+            f"{wav} ({found.channels} channels, {found.samplerate} Hz)",
+            f"one channel at {model.sampling_rate} Hz, as the model was trained",
+        )
