@@ -1,0 +1,593 @@
+"""`espnet-bimamba zoo`: small models, packed by ESPnet itself and then spoilt."""
+
+import io
+import json
+import stat
+import zipfile
+from contextlib import chdir
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from espnet2.main_funcs.pack_funcs import UnsafeArchiveMemberError, pack, unpack
+from espnet2.tasks.asr import ASRTask
+from espnet_model_zoo.downloader import ModelDownloader
+from huggingface_hub import ModelCard
+
+from espnet_bimamba import __version__
+from espnet_bimamba.cli import main
+from espnet_bimamba.cli.zoo import archive, card, check, probe
+from espnet_bimamba.errors import PackedModelError
+from espnet_bimamba.registry import ENCODERS
+
+EXP = "exp/asr_tiny"
+STATS = "exp/stats/feats_stats.npz"
+OPTIONS = """\
+token_list: [<blank>, <unk>, ▁, A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, <sos/eos>]
+token_type: char
+encoder: conbimamba
+encoder_conf: {output_size: 8, linear_units: 8, num_blocks: 1, d_state: 2, input_layer: conv2d}
+decoder: transformer
+decoder_conf: {attention_heads: 2, linear_units: 8, num_blocks: 1}
+frontend_conf: {fs: 8k, n_mels: 20}
+normalize: global_mvn
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model that heard nothing yet, packed as stage 14 packs."""
+    folder = tmp_path_factory.mktemp("tiny")
+    defaults = vars(ASRTask.get_parser().parse_args([]))
+    config = defaults | yaml.safe_load(OPTIONS) | {"normalize_conf": {"stats_file": STATS}}
+    with chdir(folder):
+        (folder / EXP).mkdir(parents=True)
+        (folder / STATS).parent.mkdir()
+        np.savez(STATS, count=4, sum=np.zeros(20), sum_square=np.full(20, 4.0))
+        (folder / EXP / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+        (folder / EXP / "RESULTS.md").write_text("# RESULTS\n|dataset|Err|\n|---|---|\n|test|3|\n")
+        torch.manual_seed(0)
+        model, _ = ASRTask.build_model_from_file(f"{EXP}/config.yaml")
+        torch.save(model.state_dict(), f"{EXP}/1epoch.pth")
+        pack(
+            files={"asr_model_file": f"{EXP}/1epoch.pth"},
+            yaml_files={"asr_train_config": f"{EXP}/config.yaml"},
+            option=[STATS, f"{EXP}/RESULTS.md"],
+            outpath="tiny.zip",
+        )
+    return folder / "tiny.zip"
+
+
+@pytest.fixture
+def packed(tiny, tmp_path):
+    """A copy of it that may be changed."""
+    copy = tmp_path / "model.zip"
+    copy.write_bytes(tiny.read_bytes())
+    return copy
+
+
+@pytest.fixture
+def spoilt(tiny, tmp_path):
+    """Write the model with some members changed, left out (None) or, as pairs, added."""
+
+    def write(changes, added=()):
+        path = tmp_path / "model.zip"
+        with zipfile.ZipFile(tiny) as old, zipfile.ZipFile(path, "w") as new:
+            for info in old.infolist():
+                if (data := changes.get(info.filename, old.read(info))) is not None:
+                    new.writestr(info.filename, data)
+            for name, data in added:
+                new.writestr(name, data)
+        return path
+
+    return write
+
+
+def member(name, mode):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+def edited(tiny, name, edit):
+    """The YAML of a member, changed by a function."""
+    found = yaml.safe_load(zipfile.ZipFile(tiny).read(name))
+    edit(found)
+    return yaml.safe_dump(found)
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """What is not in order is never handed to ESPnet."""
+
+    def start(*_, **__):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(check, "_in_fresh_process", start)
+
+
+GOOD = probe.Report(
+    step="transcribe",
+    espnet="202611",
+    encoder="espnet_bimamba.encoders.conbimamba.ConBiMambaEncoder",
+    parameters=9,
+    weights_only=True,
+    text="A B",
+)
+REFUSED = probe.Report(
+    step="load", espnet="202611", error="ValueError: --encoder must be one of: --encoder conbimamba"
+)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the fresh processes would report: with this package, without it."""
+    reports = {False: GOOD, True: REFUSED}
+    monkeypatch.setattr(
+        check, "_in_fresh_process", lambda path, speech, *, disabled: reports[disabled]
+    )
+    return reports
+
+
+@pytest.fixture
+def verdict(capsys):
+    """Run `zoo check --json`; return the exit status and the failed checks with their details."""
+
+    def run(path, *arguments):
+        status = main(["zoo", "check", str(path), "--json", *arguments])
+        report = json.loads(capsys.readouterr().out)
+        assert report["model"] == str(path)
+        assert report["passed"] is (status == 0)
+        assert [line["name"] for line in report["checks"]] == list(check.NAMES)
+        return status, {
+            line["name"]: line["detail"] for line in report["checks"] if line["passed"] is False
+        }
+
+    return run
+
+
+UNSAFE = {
+    "/tmp/absolute": "is an absolute path",
+    "../climbs": "points outside the folder",
+    "exp/../../climbs": "points outside the folder",
+    "..\\climbs": "is an absolute path or one of another system",
+    "C:/drive": "is an absolute path or one of another system",
+    member("link", stat.S_IFLNK | 0o777): "is a symbolic link",
+    member("pipe", stat.S_IFIFO | 0o600): "is a special file",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), UNSAFE.items(), ids=str)
+def test_an_unsafe_member_is_refused_before_anything_is_unpacked(
+    spoilt, verdict, no_process, name, reason
+):
+    path = spoilt({}, added=[(name, "/etc/passwd")])
+    shown = getattr(name, "filename", name)
+    status, failed = verdict(path)
+    assert status == 1
+    assert failed == {"archive": failed["archive"]}
+    assert failed["archive"].startswith(f"{shown!r} {reason}")
+
+
+@pytest.mark.parametrize("name", ["/tmp/absolute", "../climbs"])
+def test_espnet_refuses_names_that_climb_out_too(spoilt, tmp_path, name):
+    with pytest.raises(UnsafeArchiveMemberError, match="outside"):
+        unpack(spoilt({}, added=[(name, "x")]), tmp_path / "out")
+
+
+def test_espnet_makes_a_plain_file_of_a_link(spoilt, tmp_path):
+    link = member("link", stat.S_IFLNK | 0o777)
+    unpack(spoilt({}, added=[(link, "/etc/passwd")]), tmp_path / "out")
+    assert not (tmp_path / "out/link").is_symlink()
+    assert (tmp_path / "out/link").read_text() == "/etc/passwd"
+
+
+def test_espnet_follows_what_meta_yaml_names_outside_and_we_do_not(
+    tiny, spoilt, tmp_path, verdict, no_process
+):
+    meta = edited(tiny, "meta.yaml", lambda m: m["files"].update(asr_model_file="/home/me/x.pth"))
+    path = spoilt({"meta.yaml": meta})
+    assert unpack(path, tmp_path / "out")["asr_model_file"] == "/home/me/x.pth"
+    status, failed = verdict(path)
+    assert status == 1
+    assert (
+        failed["meta.yaml"]
+        == "meta.yaml: asr_model_file is '/home/me/x.pth', which is not in the archive"
+    )
+
+
+def test_from_the_hub_espnet_even_writes_where_meta_yaml_says(tiny, tmp_path):
+    """Why `zoo check` looks at the names in meta.yaml, not only at those of the members."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (tmp_path / "outside.yaml").write_text("encoder: conbimamba\n")
+    meta = edited(
+        tiny, "meta.yaml", lambda m: m["yaml_files"].update(asr_train_config="../outside.yaml")
+    )
+    (snapshot / "meta.yaml").write_text(meta)
+    ModelDownloader._unpack_cache_dir_for_huggingface(snapshot)
+    assert (tmp_path / "outside.resolved.yaml").is_file()
+
+
+def spoil_meta(name, value):
+    return lambda meta: meta.update({name: value})
+
+
+CONTRADICTIONS = [
+    ({"meta.yaml": None}, (), "meta.yaml", "is not at the top of the archive"),
+    ({"meta.yaml": "["}, (), "meta.yaml", "is not valid YAML"),
+    ({"meta.yaml": "[]"}, (), "meta.yaml", "holds a list, not a mapping"),
+    ({"meta.yaml": b"\xff"}, (), "meta.yaml", "is not UTF-8"),
+    ({"meta.yaml": spoil_meta("files", {})}, (), "meta.yaml", "has no asr_model_file in files"),
+    ({"meta.yaml": spoil_meta("espnet", "202511")}, (), "meta.yaml", "with espnet 202511; ours"),
+    ({f"{EXP}/1epoch.pth": None}, (), "meta.yaml", "1epoch.pth', which is not in the archive"),
+    ({STATS: None}, (), "configuration", f"normalize_conf.stats_file: {STATS} is not in the"),
+    (
+        {f"{EXP}/config.yaml": spoil_meta("encoder", "conformer")},
+        (),
+        "configuration",
+        f"encoder: conformer is none of ours, which are {', '.join(ENCODERS)}",
+    ),
+    (
+        {f"{EXP}/config.yaml": lambda c: c.update(token_type="bpe", bpemodel="/home/me/bpe.model")},
+        (),
+        "configuration",
+        "bpemodel: /home/me/bpe.model is not in the archive",
+    ),
+    ({}, [("RESULTS.md", "1"), ("RESULTS.md", "2")], "archive", "'RESULTS.md' is in it more than"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("changes", "added", "name", "reason"), CONTRADICTIONS)
+def test_an_archive_that_contradicts_itself_is_named(
+    tiny, spoilt, verdict, no_process, changes, added, name, reason
+):
+    changes = {
+        member: edited(tiny, member, change) if callable(change) else change
+        for member, change in changes.items()
+    }
+    status, failed = verdict(spoilt(changes, added))
+    assert status == 1
+    assert list(failed) == [name]
+    assert reason in failed[name]
+
+
+def test_another_meta_yaml_that_comes_first_is_refused(tiny, tmp_path, verdict, no_process):
+    """ESPnet reads the first file of that name, in whatever folder."""
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(tiny) as old, zipfile.ZipFile(path, "w") as new:
+        new.writestr("exp/meta.yaml", "files: {}\nyaml_files: {}\n")
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    assert unpack(path, tmp_path / "out") == {}
+    assert "ESPnet would read exp/meta.yaml" in verdict(path)[1]["meta.yaml"]
+
+
+def test_a_damaged_archive_is_refused(packed, verdict, no_process):
+    with zipfile.ZipFile(packed) as found:
+        info = found.getinfo(f"{EXP}/1epoch.pth")
+    data = bytearray(packed.read_bytes())
+    data[info.header_offset + 200] ^= 1
+    packed.write_bytes(data)
+    assert f"'{EXP}/1epoch.pth' is damaged" in verdict(packed)[1]["archive"]
+
+
+def test_what_is_no_archive_is_refused(tmp_path, verdict, no_process):
+    path = tmp_path / "model.zip"
+    path.write_text("no zip")
+    assert verdict(path)[1] == {"archive": "cannot be read: File is not a zip file"}
+
+
+@pytest.mark.parametrize("action", ["check", "card"])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.zip", "is no file"), ("model.tar", "is not called *.zip")]
+)
+def test_without_a_model_there_is_nothing_to_check(tmp_path, capsys, action, name, reason):
+    (tmp_path / "model.tar").touch()
+    assert main(["zoo", action, str(tmp_path / name)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"espnet-bimamba: {tmp_path / name}: {reason}")
+
+
+def test_a_model_without_card_is_not_in_order(packed, verdict, seen):
+    status, failed = verdict(packed)
+    assert status == 1
+    command = f"`espnet-bimamba zoo card {packed}` writes one"
+    assert failed == {"card": f"there is no README.md; {command}"}
+
+
+def test_a_card_that_does_not_say_what_is_needed_is_not_in_order(spoilt, verdict, seen):
+    path = spoilt({}, added=[("README.md", "uses `conbimamba`, pip install espnet")])
+    assert verdict(path)[1]["card"].startswith("README.md does not say espnet-bimamba; ")
+
+
+def test_a_model_with_card_is_in_order(packed, capsys, seen):
+    assert main(["zoo", "card", str(packed)]) == 0
+    capsys.readouterr()
+    assert main(["zoo", "check", str(packed)]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert [line.split("  ")[0] for line in lines[: len(check.NAMES)]] == ["ok"] * len(check.NAMES)
+    assert lines[-1] == "In order."
+    assert "encoder: conbimamba; packed: normalize_conf.stats_file" in out
+    assert "heard 'A B'" in out
+    assert f"for the card to say: {REFUSED.error}" in out
+
+
+SPOILT_REPORTS = [
+    ({"step": "load", "error": "OSError: gone"}, {"loading": "OSError: gone"}),
+    (
+        {"step": "load", "error": REFUSED.error},
+        {"loading": f"{REFUSED.error}; ESPnet does not know our encoders: see"},
+    ),
+    ({"encoder": "espnet2.asr.X"}, {"loading": "built espnet2.asr.X, which is none of ours"}),
+    ({"weights_only": False}, {"weights": "ESPnet asked torch.load for more than weights"}),
+    ({"missing": ["a", "b"]}, {"weights": "they lack 2 of 9 tensors (a, b), which ESPnet leaves"}),
+    ({"unexpected": list("abcd")}, {"weights": "they hold 4 of 9 tensors (a, b, c, ...), for"}),
+    ({"error": "RuntimeError: no"}, {"transcribing": "RuntimeError: no"}),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), SPOILT_REPORTS)
+def test_what_the_process_saw_is_judged(packed, verdict, seen, changes, expected):
+    card.add(packed, card.render(archive.read(packed), card.Labels()))
+    seen[False] = probe.Report(**(vars(GOOD) | changes))
+    status, failed = verdict(packed)
+    assert status == 1
+    assert list(failed) == list(expected)
+    for name, detail in expected.items():
+        assert detail in failed[name]
+
+
+@pytest.mark.parametrize(
+    ("report", "detail"),
+    [
+        (GOOD, "ESPnet 202611 loads it without this package"),
+        (probe.Report(error="ImportError: x"), "fails in another way: ImportError: x"),
+    ],
+)
+def test_without_us_it_must_fail_by_naming_the_encoder(packed, verdict, seen, report, detail):
+    seen[True] = report
+    assert detail in verdict(packed)[1]["without us"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "shown"),
+    [(16000, 1, "1 channels, 16000 Hz"), (8000, 2, "2 channels, 8000 Hz")],
+)
+def test_speech_that_does_not_fit_is_refused(packed, tmp_path, capsys, seen, rate, channels, shown):
+    wav = tmp_path / "speech.wav"
+    soundfile.write(wav, np.zeros((100, channels)), rate)
+    assert main(["zoo", "check", str(packed), "--wav", str(wav)]) == 2
+    err = capsys.readouterr().err
+    assert shown in err
+    assert "allowed is one channel at 8000 Hz" in err
+
+
+def test_speech_that_is_not_there_is_refused(packed, tmp_path, capsys, seen):
+    assert main(["zoo", "check", str(packed), "--wav", str(tmp_path / "none.wav")]) == 2
+    assert "allowed is a sound file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def probed(tmp_path, monkeypatch):
+    """Probe a model in this process, with a home of its own."""
+
+    def run(path):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("ESPNET_BIMAMBA_BACKEND", "reference")  # of which nothing is compiled
+        soundfile.write(tmp_path / "speech.wav", np.random.default_rng(0).normal(size=8000), 8000)
+        with chdir(tmp_path):
+            return probe.probe(path, tmp_path / "speech.wav")
+
+    return run
+
+
+def test_the_probe_loads_and_transcribes(packed, probed):
+    report = probed(packed)
+    assert report.error is None
+    assert report.step == "transcribe"
+    assert report.encoder == GOOD.encoder
+    assert report.weights_only is True
+    assert (report.missing, report.unexpected) == ([], [])
+    assert report.parameters > 50
+    assert isinstance(report.text, str)
+    assert torch.load.__module__ == "torch.serialization", "torch.load is as it was"
+
+
+def test_the_probe_sees_weights_that_espnet_would_replace_by_chance(tiny, spoilt, probed):
+    name = f"{EXP}/1epoch.pth"
+    weights = torch.load(io.BytesIO(zipfile.ZipFile(tiny).read(name)), weights_only=True)
+    weights["no.such"] = weights.pop("ctc.ctc_lo.bias")
+    changed = io.BytesIO()
+    torch.save(weights, changed)
+    report = probed(spoilt({name: changed.getvalue()}))
+    assert report.error is None
+    assert report.missing == ["ctc.ctc_lo.bias"]
+    assert report.unexpected == ["no.such"]
+
+
+class Malicious:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_code_among_the_weights_is_not_run(spoilt, probed, tmp_path, monkeypatch):
+    marker = tmp_path / "executed"
+    weights = io.BytesIO()
+    torch.save({"x": Malicious(marker)}, weights)
+    path = spoilt({f"{EXP}/1epoch.pth": weights.getvalue()})
+    for allowed in ("0", "1"):
+        monkeypatch.setenv("ESPNET_ALLOW_UNSAFE_TORCH_LOAD", allowed)
+        report = probed(path)
+        assert report.step == "load"
+        assert "weights_only" in report.error or "Weights only" in report.error
+        assert not marker.exists()
+
+
+def test_a_fresh_process_gets_nothing_that_would_help_or_harm(monkeypatch, tmp_path):
+    for name in (*check.UNSAFE_VARIABLES, "ESPNET_BIMAMBA_BACKEND", "ESPNET_BIMAMBA_DISABLE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    variables = check._environment(tmp_path, disabled=False)
+    assert not [name for name in variables if name.startswith("ESPNET")]
+    assert not set(check.UNSAFE_VARIABLES) & set(variables)
+    assert (variables["HOME"], variables["XDG_CACHE_HOME"]) == (str(tmp_path), "/cache")
+    assert check._environment(tmp_path, disabled=True)["ESPNET_BIMAMBA_DISABLE"] == "1"
+
+
+def test_a_process_that_dies_says_its_last_words(packed, monkeypatch, tmp_path):
+    dying = tmp_path / "dying.py"
+    dying.write_text("import sys; sys.exit('killed by the kernel')")
+    monkeypatch.setattr(probe, "__file__", str(dying))
+    report = check._in_fresh_process(packed, packed, disabled=False)
+    assert report.error == "the process ended with exit code 1: killed by the kernel"
+
+
+def test_the_card_says_what_is_needed_and_how_it_is_used(packed, capsys):
+    arguments = [
+        "--repo",
+        "me/tiny",
+        "--corpus",
+        "an4",
+        "--language",
+        "en",
+        "--source",
+        "git+https://x",
+    ]
+    assert main(["zoo", "card", str(packed), *arguments]) == 0
+    assert capsys.readouterr() == ("", f"README.md is in {packed}\n")
+    text = zipfile.ZipFile(packed).read("README.md").decode()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front == {
+        "tags": ["espnet", "audio", "automatic-speech-recognition", "espnet-bimamba"],
+        "language": "en",
+        "datasets": ["an4"],
+        "license": "cc-by-4.0",
+        "pipeline_tag": "automatic-speech-recognition",
+    }
+    assert ModelCard(text).data.to_dict() == front, "as the Hub reads it"
+    assert "### `me/tiny`\n" in text
+    assert f"**espnet-bimamba** {__version__} or later" in text
+    assert "pip install 'git+https://x'" in text
+    assert "--encoder must be one of (...): --encoder conbimamba" in text
+    assert 'Speech2Text.from_pretrained("me/tiny")' in text
+    assert "# one channel, 8000 Hz" in text
+    assert "--download_model me/tiny" in text
+    assert "|test|3|" in text
+    assert "\nencoder: conbimamba\n" in text
+
+
+def test_what_nobody_knows_is_left_out_and_said(packed, capsys):
+    assert main(["zoo", "card", str(packed), "--license", "mit"]) == 0
+    err = capsys.readouterr().err
+    for option in ("repo", "corpus", "language"):
+        assert f"note: it does not name the {option}: --{option} does\n" in err
+    text = zipfile.ZipFile(packed).read("README.md").decode()
+    assert set(yaml.safe_load(text.split("---")[1])) == {"tags", "license", "pipeline_tag"}
+    assert 'from_pretrained("model.zip")' in text
+    assert "in a clone of espnet-bimamba\npip install .\n" in text
+    assert "None" not in text.split("## ASR config")[0]
+
+
+def test_corpus_and_language_are_those_of_the_recipe(tiny, spoilt, tmp_path, capsys):
+    bpe = "data/zh_token_list/bpe_unigram30/bpe.model"
+    config = edited(
+        tiny, f"{EXP}/config.yaml", lambda c: c.update(token_type="bpe", bpemodel=f"./{bpe}"[2:])
+    )
+    path = spoilt({f"{EXP}/config.yaml": config}, added=[(bpe, "")])
+    exp = tmp_path / "egs2/aishell/asr1/exp"
+    exp.mkdir(parents=True)
+    path = path.rename(exp / "model.zip")
+    assert main(["zoo", "card", str(path)]) == 0
+    text = zipfile.ZipFile(path).read("README.md").decode()
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["datasets"], front["language"]) == (["aishell"], "zh")
+
+
+def test_with_intermediate_ctc_the_usage_takes_both_results(tiny, spoilt):
+    config = edited(
+        tiny,
+        f"{EXP}/config.yaml",
+        lambda c: c["encoder_conf"].update(interctc_layer_idx=[1]),
+    )
+    text = card.render(archive.read(spoilt({f"{EXP}/config.yaml": config})), card.Labels())
+    assert "nbest, _ = speech2text(speech)" in text
+
+
+def test_a_second_card_takes_the_place_of_the_first(packed, tiny):
+    main(["zoo", "card", str(packed), "--repo", "me/tiny"])
+    first = packed.read_bytes()
+    main(["zoo", "card", str(packed), "--repo", "me/tiny"])
+    assert packed.read_bytes() == first, "the same card makes the same bytes"
+    main(["zoo", "card", str(packed), "--repo", "me/other"])
+    with zipfile.ZipFile(packed) as now, zipfile.ZipFile(tiny) as before:
+        assert now.testzip() is None
+        assert now.namelist() == [*before.namelist(), "README.md"]
+        assert "me/other" in now.read("README.md").decode()
+        for name in before.namelist():
+            assert now.read(name) == before.read(name)
+
+
+def test_espnet_unpacks_a_model_with_card_as_before(packed, tmp_path):
+    before = unpack(packed, tmp_path / "out")
+    main(["zoo", "card", str(packed)])
+    assert unpack(packed, tmp_path / "out", use_cache=False) == before
+    assert (tmp_path / "out/README.md").is_file()
+
+
+def test_a_card_may_go_elsewhere(packed, tiny, tmp_path):
+    out = tmp_path / "README.md"
+    assert main(["zoo", "card", str(packed), "-o", str(out)]) == 0
+    assert out.read_text().startswith("---\ntags:\n- espnet\n")
+    assert packed.read_bytes() == tiny.read_bytes()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_write_that_fails_leaves_everything_as_it_was(
+    packed, tiny, tmp_path, monkeypatch, capsys, elsewhere
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    arguments = ["-o", str(tmp_path / "README.md")] if elsewhere else []
+    assert main(["zoo", "card", str(packed), *arguments]) == 2
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert packed.read_bytes() == tiny.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_an_archive_behind_a_link_stays_there(packed, tmp_path):
+    link = tmp_path / "link.zip"
+    link.symlink_to(packed)
+    main(["zoo", "card", str(link)])
+    assert link.is_symlink()
+    assert "README.md" in zipfile.ZipFile(packed).namelist()
+
+
+def test_no_card_is_written_for_an_unsafe_archive(spoilt, capsys):
+    path = spoilt({}, added=[("../climbs", "x")])
+    assert main(["zoo", "card", str(path)]) == 2
+    assert f"{path}: '../climbs' points outside" in capsys.readouterr().err
+
+
+def test_a_repo_has_an_owner(packed, capsys):
+    assert main(["zoo", "card", str(packed), "--repo", "tiny"]) == 2
+    assert "--repo='tiny' is not possible: allowed is OWNER/NAME" in capsys.readouterr().err
+
+
+def test_the_error_carries_its_part(packed):
+    packed.write_text("no zip")
+    with pytest.raises(PackedModelError) as raised:
+        archive.read(packed)
+    assert (raised.value.path, raised.value.part) == (packed, "archive")
