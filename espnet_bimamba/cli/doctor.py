@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import platform
 import subprocess
@@ -23,34 +24,71 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "doctor",
         help="say what is installed, which registries know us and which kernels would run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Imports every ESPnet task that can hold our encoders, which takes 10 to 20 seconds. "
-            "Exit status 0: the ASR task of ESPnet's own commands knows us, and a backend runs on "
-            "the CPU or on a GPU."
+            "Imports every ESPnet task that can hold our encoders, which takes 10 to 20 seconds.\n"
+            "Exit status 0: the ASR task of ESPnet's own commands knows us, and a backend runs on\n"
+            "the CPU or on a GPU. 1: not so; the last line says what is missing."
+        ),
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba doctor\n"
+            "  ESPNET_BIMAMBA_BACKEND=triton espnet-bimamba doctor   # can it serve?\n"
+            "  espnet-bimamba doctor --json > environment.json       # for a bug report"
         ),
     )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
+
+
+class Report:
+    """Sections of labelled rows, printed as they come or, as JSON, together at the end.
+
+    Args:
+        quiet: Print nothing yet.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.sections: dict[str, dict[str, str]] = {}
+
+    def section(self, title: str) -> None:
+        """Begin a section."""
+        if not self.quiet:
+            print(f"\n{title}" if self.sections else title)
+        self.sections[title] = {}
+
+    def row(self, label: str, value: str) -> None:
+        """Add a row to the section that was begun last."""
+        if not self.quiet:
+            print(f"  {label:<48} {value}")
+        self.sections[list(self.sections)[-1]][label] = value
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; see the module."""
-    _report_versions()
+    report = Report(quiet=args.json)
+    _report_versions(report)
     checks = {
-        "ESPnet's commands do not know our encoders": _report_hook(),
-        "ESPnet's ASR task does not know our encoders": _report_registries(),
-        "no backend runs on the CPU or on a GPU": _report_backends(),
+        "ESPnet's commands do not know our encoders": _report_hook(report),
+        "ESPnet's ASR task does not know our encoders": _report_registries(report),
+        "no backend runs on the CPU or on a GPU": _report_backends(report),
     }
     failed = [reason for reason, passed in checks.items() if not passed]
-    print(f"\nNot ready: {'; '.join(failed)}." if failed else "\nReady.")
+    if args.json:
+        verdict = {"ready": not failed, "not_ready": failed}
+        print(json.dumps({**verdict, "sections": report.sections}, indent=2))
+    else:
+        print(f"\nNot ready: {'; '.join(failed)}." if failed else "\nReady.")
     return 1 if failed else 0
 
 
-def _report_versions() -> None:
-    print("Versions")
-    _row("python", platform.python_version())
-    _row("espnet-bimamba", __version__)
+def _report_versions(report: Report) -> None:
+    report.section("Versions")
+    report.row("python", platform.python_version())
+    report.row("espnet-bimamba", __version__)
     for package in PACKAGES:
-        _row(package, _version(package))
+        report.row(package, _version(package))
 
 
 def _version(package: str) -> str:
@@ -60,16 +98,16 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _report_hook() -> bool:
+def _report_hook(report: Report) -> bool:
     """Return whether ESPnet's own commands know us."""
-    print("\nStart-up hook")
+    report.section("Start-up hook")
     if os.environ.get("ESPNET_BIMAMBA_DISABLE") == "1":
-        _row("espnet_bimamba.pth", "switched off by ESPNET_BIMAMBA_DISABLE=1")
+        report.row("espnet_bimamba.pth", "switched off by ESPNET_BIMAMBA_DISABLE=1")
         return False
     if _starts_with_us():
-        _row("espnet_bimamba.pth", "active: ESPnet's commands know our encoders")
+        report.row("espnet_bimamba.pth", "active: ESPnet's commands know our encoders")
         return True
-    _row(
+    report.row(
         "espnet_bimamba.pth",
         "not active: only programs that `import espnet_bimamba` know our encoders; "
         "install the wheel (not only its folder) to activate it",
@@ -83,22 +121,22 @@ def _starts_with_us() -> bool:
     return subprocess.run([sys.executable, "-I", "-c", probe], check=False).returncode == 0
 
 
-def _report_registries() -> bool:
+def _report_registries(report: Report) -> bool:
     """Return whether the ASR task knows all our encoders."""
-    print("\nESPnet registries")
+    report.section("ESPnet registries")
     known = {}
     for host, registries in registry.HOSTS.items():
         try:
             module = importlib.import_module(host)
         except Exception as error:
-            _row(host, f"cannot be imported: {type(error).__name__}: {error}")
+            report.row(host, f"cannot be imported: {type(error).__name__}: {error}")
             continue
         for attribute, table in registries.items():
             where = f"{host}.{attribute}"
             names = [name for name in table if _knows(module, attribute, name)]
             known[where] = len(names) == len(table)
             missing = ", ".join(name for name in table if name not in names)
-            _row(where, ", ".join(names) + (f" (not {missing})" if missing else ""))
+            report.row(where, ", ".join(names) + (f" (not {missing})" if missing else ""))
     return known.get("espnet2.tasks.asr.encoder_choices", False)
 
 
@@ -107,24 +145,24 @@ def _knows(module: object, attribute: str, name: str) -> bool:
     return name in classes and classes[name].__module__.startswith("espnet_bimamba.")
 
 
-def _report_backends() -> bool:
+def _report_backends(report: Report) -> bool:
     """Return whether every operator has a backend for the tensors of one device."""
     import torch
 
     from espnet_bimamba.ops.backends import BACKENDS, OPERATORS
 
-    print("\nBackends")
+    report.section("Backends")
     for operator in OPERATORS:
         for backend in BACKENDS.values():
-            _row(f"{operator}: {backend.name}", _state(backend, operator))
+            report.row(f"{operator}: {backend.name}", _state(backend, operator))
 
-    print("\nChosen for float32 tensors")
-    usable = _report_choices("cpu")
+    report.section("Chosen for float32 tensors")
+    usable = _report_choices(report, "cpu")
     if not torch.cuda.is_available():
-        _row("GPU", "torch sees no CUDA device")
+        report.row("GPU", "torch sees no CUDA device")
         return usable
-    _row("GPU", torch.cuda.get_device_name())
-    return _report_choices("cuda") or usable
+    report.row("GPU", torch.cuda.get_device_name())
+    return _report_choices(report, "cuda") or usable
 
 
 def _state(backend: "Backend", operator: str) -> str:
@@ -140,15 +178,15 @@ def _state(backend: "Backend", operator: str) -> str:
     return f"{state} (remedy: {remedy})" if remedy else state
 
 
-def _report_choices(device: str) -> bool:
+def _report_choices(report: Report, device: str) -> bool:
     """Return whether every operator has a backend on the device."""
     from espnet_bimamba.ops.backends import OPERATORS
 
-    usable = [_report_choice(operator, device) for operator in OPERATORS]
+    usable = [_report_choice(report, operator, device) for operator in OPERATORS]
     return all(usable)
 
 
-def _report_choice(operator: str, device: str) -> bool:
+def _report_choice(report: Report, operator: str, device: str) -> bool:
     """Return whether a backend serves the operator on the device."""
     from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE, Call, resolve
 
@@ -156,12 +194,8 @@ def _report_choice(operator: str, device: str) -> bool:
     try:
         function = resolve(Call(operator, device, d_state=16, d_conv=4))
     except BiMambaError as error:
-        _row(label, str(error))
+        report.row(label, str(error))
         return False
     forced = " (forced by ESPNET_BIMAMBA_BACKEND)" if os.environ.get(ENVIRONMENT_VARIABLE) else ""
-    _row(label, function.__module__.rpartition(".")[2] + forced)
+    report.row(label, function.__module__.rpartition(".")[2] + forced)
     return True
-
-
-def _row(label: str, value: str) -> None:
-    print(f"  {label:<48} {value}")

@@ -3,10 +3,11 @@
 import argparse
 import copy
 import importlib
+import json
 import pkgutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "params",
         help="count the parameters of a training YAML's model by part",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Counts the parameters of an ESPnet training YAML, stock ones too: of any ESPnet2 "
+            "Counts the parameters of an ESPnet training YAML, stock ones too: of any ESPnet2\n"
             "task, and of ESPnet3's ASR."
+        ),
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba params conf/mini_an4/train_asr_conbimamba.yaml --vocab-size 30\n"
+            "  espnet-bimamba params conf/tuning/train_asr_conformer.yaml --input-size 80\n"
+            "  espnet-bimamba params exp/asr_conbimamba/config.yaml --json"
         ),
     )
     parser.add_argument("yaml", type=Path, metavar="YAML")
@@ -86,6 +94,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="N",
         help="features a frame, in place of a frontend (default: what the frontend gives)",
     )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
     parser.set_defaults(run=run)
 
 
@@ -93,7 +102,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; see the module."""
     config = parse(read(args.yaml), args.yaml)
     task, model = build(config, args.yaml, args.task, args.vocab_size, args.input_size)
-    print(f"task {task}\n{_format(list(count(model)))}")
+    rows = list(count(model))
+    if args.json:
+        print(json.dumps({"task": task, "parts": [asdict(row) for row in rows]}, indent=2))
+    else:
+        print(f"task {task}\n{_format(rows)}")
     return 0
 
 

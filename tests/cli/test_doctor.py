@@ -1,5 +1,6 @@
 """`espnet-bimamba doctor`: what it says and when it says no."""
 
+import json
 import platform
 from dataclasses import replace
 from importlib import metadata
@@ -51,6 +52,24 @@ def test_everything_in_order(report):
         assert rows[f"{operator}: cpu"] == "available"
         assert rows[f"{operator}: reference"] == "available"
         assert rows[f"{operator} on cpu"] == "cpu"
+
+
+def test_as_json_it_says_the_same(report, capsys):
+    _, rows = report()
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ready"], found["not_ready"]) == (True, [])
+    assert {
+        label: value for part in found["sections"].values() for label, value in part.items()
+    } == (rows)
+
+
+def test_as_json_it_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_starts_with_us", lambda: False)
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["ready"] is False
+    assert found["not_ready"] == ["ESPnet's commands do not know our encoders"]
 
 
 def test_a_package_that_is_missing_is_said_to_be(report, monkeypatch):

@@ -1,12 +1,16 @@
 """The command line as a whole."""
 
+import argparse
+import re
+import shlex
+
 import pytest
 
 from espnet_bimamba import __version__
-from espnet_bimamba.cli import main
+from espnet_bimamba.cli import SUBCOMMANDS, main
 
 
-@pytest.mark.parametrize("arguments", [[], ["conf"], ["dance"]], ids=str)
+@pytest.mark.parametrize("arguments", [[], ["conf"], ["zoo"], ["dance"]], ids=str)
 def test_a_command_is_needed(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -26,5 +30,21 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for command in ("doctor", "params", "conf"):
+    for command in ("doctor", "params", "conf", "zoo"):
         assert f"\n    {command} " in out
+
+
+@pytest.mark.parametrize("command", ["doctor", "params", "zoo check", "zoo card"])
+def test_examples_in_the_help_are_commands(command, capsys):
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    for subcommand in SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    examples = re.findall(r"(?m)^  .*espnet-bimamba (.*)", capsys.readouterr().out)
+    assert len(examples) >= 2
+    for example in examples:
+        assert example.startswith(command)
+        words = shlex.split(example.partition(" > ")[0], comments=True)
+        assert callable(parser.parse_args(words).run)

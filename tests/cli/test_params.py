@@ -1,5 +1,6 @@
 """`espnet-bimamba params`: the numbers of stock and of our models, and bad files."""
 
+import json
 import re
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def test_a_stock_conformer_by_part(table):
     }
     assert rows["    mixer"][2] == f"{MIXER:,}"
     assert rows["total"][1] == "100.0%"
+
+
+def test_as_json_the_numbers_are_the_same(table, tmp_path, capsys):
+    rows = table(CONFORMER, "--vocab-size", "50")
+    assert main(["params", str(tmp_path / "train.yaml"), "--vocab-size", "50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"] == "asr"
+    assert [f"{part['count']:,}" for part in found["parts"]] == [row[0] for row in rows.values()]
+    assert found["parts"][2] == {"part": "blocks", "depth": 1, "count": 3 * BLOCK, "blocks": 3}
 
 
 def test_of_ours_only_the_mixer_differs_from_stock(table):
