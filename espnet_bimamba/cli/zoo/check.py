@@ -26,6 +26,7 @@ NAMES = (
     "without us",
 )
 SECONDS = 1
+DISABLE = "ESPNET_BIMAMBA_DISABLE"
 #: What would make ESPnet or torch run code that comes with the weights.
 UNSAFE_VARIABLES = ("ESPNET_ALLOW_UNSAFE_TORCH_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
@@ -183,13 +184,13 @@ def _environment(home: Path, *, disabled: bool) -> dict[str, str]:
     variables = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("ESPNET_BIMAMBA") and name not in UNSAFE_VARIABLES
+        if name not in (DISABLE, *UNSAFE_VARIABLES)
     }
     # ESPnet unpacks into the home, which goes with the folder; compiled kernels stay useful.
     variables["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     variables["HOME"] = str(home)
     if disabled:
-        variables["ESPNET_BIMAMBA_DISABLE"] = "1"
+        variables[DISABLE] = "1"
     return variables
 
 
