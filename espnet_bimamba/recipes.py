@@ -40,6 +40,10 @@ PRODUCTS = ("data", "dump", "exp", "downloads")
 #: Folders of a recipe that hold files of its own beside those of ESPnet's template.
 MERGED = ("conf", "local")
 
+#: What ESPnet asks its users to edit: where the corpora lie, and how jobs are started. A working
+#: copy has copies of these, which are the user's from then on.
+EDITED = ("db.sh", "cmd.sh", "queue.conf", "slurm.conf", "pbs.conf")
+
 #: Where Debian's package sctk puts sclite, which is not on PATH.
 DEBIAN_SCTK = Path("/usr/lib/sctk/bin")
 
@@ -120,7 +124,9 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
     """Makes a working copy of one recipe, in links, and returns its folder.
 
     What the recipe writes (``data``, ``dump``, ``exp``, ``downloads``) lands in the working
-    copy, so the tree stays as ESPnet ships it and several runs do not collide.
+    copy, so the tree stays as ESPnet ships it and several runs do not collide. What users are
+    asked to edit (:data:`EDITED`) is copied. A file that is no link is the user's and stays,
+    also when this is called again.
 
     Args:
         tree: What :func:`prepare` returned.
@@ -138,12 +144,11 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
             f"{tree} has no recipe {recipe!r}", f"see {tree / 'egs2'} for their names"
         )
     work = root.absolute() / stage / recipe
-    work.mkdir(parents=True, exist_ok=True)
+    _lay_out(work, stock)
+    for name in MERGED:
+        _lay_out(work / name, stock / name)
     _symlink(root.absolute() / "tools", tree / "tools")
     _symlink(root.absolute() / stage / "TEMPLATE", tree / stage / "TEMPLATE")
-    for entry in stock.iterdir():
-        if entry.name not in PRODUCTS:
-            _symlink(work / entry.name, entry)
     return work
 
 
@@ -165,23 +170,29 @@ def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
     if not own.is_dir():
         raise RecipeError(f"{own} is no folder", "name the folder that holds the recipe's run.sh")
     work = root.absolute() / "egs2" / recipe
-    work.mkdir(parents=True, exist_ok=True)
     template = tree / "egs2" / "TEMPLATE"
+    _lay_out(work, template / "asr1", own.absolute())
+    for name in MERGED:
+        _lay_out(work / name, template / "asr1" / name, own.absolute() / name)
     _symlink(root.absolute() / "tools", tree / "tools")
     _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
-    for folder in (template / "asr1", own.absolute()):
-        _link_entries(work, folder)
-        for name in MERGED:
-            if (folder / name).is_dir():
-                _link_entries(work / name, folder / name)
     return work
 
 
-def _link_entries(work: Path, folder: Path) -> None:
+def _lay_out(work: Path, *folders: Path) -> None:
+    """Fills ``work`` with what the folders hold, of two files of one name the later folder's."""
+    there = [folder for folder in folders if folder.is_dir()]
+    entries = {entry.name: entry for folder in there for entry in folder.iterdir()}
+    if not entries:
+        return
+    if work.is_symlink():  # to the whole folder, as an earlier version of this module left it
+        work.unlink()
     work.mkdir(parents=True, exist_ok=True)
-    for entry in folder.iterdir():
-        if entry.name not in (*PRODUCTS, *MERGED):
-            _symlink(work / entry.name, entry)
+    for name, entry in entries.items():
+        if name in EDITED:
+            _copy(work / name, entry)
+        elif name not in (*PRODUCTS, *MERGED):
+            _symlink(work / name, entry)
 
 
 def find_sclite(tree: Path) -> Path | None:
@@ -292,8 +303,20 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
+def _copy(path: Path, source: Path) -> None:
+    if _is_users(path):
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.copy(source, part)
+    part.replace(path)
+
+
+def _is_users(path: Path) -> bool:
+    return path.exists() and not path.is_symlink()
+
+
 def _symlink(path: Path, target: Path) -> None:
-    if path.is_symlink() and path.readlink() == target:
+    if _is_users(path) or (path.is_symlink() and path.readlink() == target):
         return
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.symlink_to(target)

@@ -23,6 +23,9 @@ FILES = {
     "egs2/mini_an4/asr1/run.sh": "cat data/x; . ./path.sh; echo 1 > exp\n",
     "egs2/mini_an4/asr1/path.sh": "",
     "egs2/mini_an4/asr1/local/data.sh": "",
+    "egs2/mini_an4/asr1/db.sh": "AN4=downloads\n",
+    "egs2/mini_an4/asr1/conf/slurm.conf": "command sbatch\n",
+    "egs2/mini_an4/asr1/conf/train.yaml": "",
     "egs2/mini_an4/enh1/run.sh": "",
     "egs3/mini_an4/esp2_asr/run.py": "",
     "tools/extra_path.sh": "",
@@ -122,6 +125,37 @@ def test_working_copy_keeps_what_a_run_writes_out_of_the_tree(cache, tmp_path):
     assert (work / "../../../tools/extra_path.sh").is_file()
     assert (work / "../../TEMPLATE/asr1/utils").is_dir()
     assert (work / "scripts" / "utils" / "hello.sh").is_file()
+
+
+def test_what_users_edit_is_theirs(cache, tmp_path):
+    tree = recipes.prepare(cache, VERSION)
+    stock = tree / "egs2" / "mini_an4" / "asr1"
+    work = recipes.link(tree, "mini_an4/asr1", tmp_path)
+    edited = ("db.sh", "conf/slurm.conf", "conf/mine.yaml")
+    for name in edited:
+        (work / name).write_text("mine\n")
+    (work / "path.sh").unlink()
+    (work / "path.sh").write_text("mine, though it was a link\n")
+    assert recipes.link(tree, "mini_an4/asr1", tmp_path) == work
+    assert [(work / name).read_text() for name in edited] == ["mine\n"] * 3
+    assert (work / "path.sh").read_text() == "mine, though it was a link\n"
+    assert (stock / "db.sh").read_text() == "AN4=downloads\n"
+    assert (stock / "conf" / "slurm.conf").read_text() == "command sbatch\n"
+    assert sorted(f.name for f in (stock / "conf").iterdir()) == ["slurm.conf", "train.yaml"]
+    assert (work / "conf" / "train.yaml").is_symlink()
+
+
+def test_working_copy_of_an_earlier_version_is_brought_up_to_date(cache, tmp_path):
+    tree = recipes.prepare(cache, VERSION)
+    stock = tree / "egs2" / "mini_an4" / "asr1"
+    work = tmp_path / "egs2" / "mini_an4" / "asr1"
+    work.mkdir(parents=True)
+    for name in ("conf", "local", "db.sh"):
+        (work / name).symlink_to(stock / name)
+    recipes.link(tree, "mini_an4/asr1", tmp_path)
+    assert not any((work / name).is_symlink() for name in ("conf", "local", "db.sh"))
+    assert (work / "local" / "data.sh").readlink() == stock / "local" / "data.sh"
+    assert not (stock / "conf" / "train.yaml").is_symlink(), "the tree must stay as it was"
 
 
 def test_working_copy_of_an_espnet3_recipe(cache, tmp_path):
