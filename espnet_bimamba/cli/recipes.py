@@ -1,0 +1,261 @@
+"""``espnet-bimamba recipes``: the stock recipes that our configurations are for."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from espnet_bimamba import recipes
+from espnet_bimamba.errors import RecipeError
+
+#: Package of each program in Debian and Ubuntu, and how users of conda come by it: as ESPnet's
+#: ``tools/Makefile`` gets flac, sox and sclite.
+PACKAGES = {
+    "flac": ("flac", "conda install -c conda-forge libflac"),
+    "git": ("git", "conda install -c conda-forge git"),
+    "gzip": ("gzip", "conda install -c conda-forge gzip"),
+    "perl": ("perl", "conda install -c conda-forge perl"),
+    "sclite": ("sctk", "bash installers/install_sctk.sh in tools/ of the working copy builds it"),
+    "sox": ("sox", "conda install -c conda-forge sox"),
+    "tar": ("tar", "conda install -c conda-forge tar"),
+    "wget": ("wget", "conda install -c conda-forge wget"),
+    "which": ("debianutils", "the package which of the system"),
+}
+
+#: Programs that :func:`espnet_bimamba.recipes.prepare` writes a stand-in for.
+STAND_INS = ("sph2pipe",)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A program that a recipe calls.
+
+    Attributes:
+        program: Its name.
+        stage: First stage of ``run.sh`` that fails without it.
+        purpose: What it does there.
+    """
+
+    program: str
+    stage: int
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is known of a stock recipe.
+
+    Attributes:
+        corpus: What it trains on.
+        where: Where its ``run.sh`` looks for the corpus.
+        needs: What its stages call beyond the shell and Python, read from ``run.sh``,
+            ``asr.sh``, ``local/`` and the ``utils`` and ``scripts`` that they call.
+    """
+
+    corpus: str
+    where: str
+    needs: tuple[Need, ...]
+
+
+EVERYWHERE = (Need("perl", 1, "utils/*.pl"), Need("sclite", 13, "scoring"))
+SPEED = (Need("sox", 2, "speed perturbation"),)
+LIBRISPEECH = (
+    Need("which", 1, "local/data_prep.sh looks for flac with it"),
+    Need("flac", 1, "local/data_prep.sh refuses to start without it"),
+    Need("wget", 1, "downloads what is not there of the corpus, and text for a language model"),
+    Need("tar", 1, "unpacks the corpus"),
+    Need("gzip", 1, "unpacks the text for a language model"),
+)
+AN4 = (Need("tar", 1, "unpacks the corpus"), Need("sph2pipe", 3, "reads the corpus"))
+
+RECIPES = {
+    "librispeech_100": Recipe(
+        "LibriSpeech, train-clean-100",
+        "LIBRISPEECH in db.sh: the folder above LibriSpeech/",
+        (*EVERYWHERE, *LIBRISPEECH, *SPEED),
+    ),
+    "librispeech": Recipe(
+        "LibriSpeech, 960 hours",
+        "LIBRISPEECH in db.sh: the folder above LibriSpeech/",
+        (*EVERYWHERE, *LIBRISPEECH, *SPEED),
+    ),
+    "seame": Recipe(
+        "SEAME, Mandarin-English",
+        "SEAME in db.sh: the folder of the corpus",
+        (
+            *EVERYWHERE,
+            Need("git", 1, "clones the lists of the development sets"),
+            *SPEED,
+            Need("flac", 3, "reads the corpus"),
+        ),
+    ),
+    "an4": Recipe(
+        "AN4, downloaded",
+        "downloads/an4, a folder or a link; downloaded if it is not there",
+        (
+            *EVERYWHERE,
+            Need("which", 1, "local/download_and_untar.sh looks for wget with it"),
+            Need("wget", 1, "downloads the corpus"),
+            *AN4,
+            *SPEED,
+        ),
+    ),
+    "mini_an4": Recipe("a few utterances of AN4", "comes with the recipe", (*EVERYWHERE, *AN4)),
+}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A program that a recipe calls and that is not here, with the ways to get it."""
+
+    program: str
+    stage: int
+    purpose: str
+    debian: str
+    conda: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.program} is not here: stage {self.stage} will fail ({self.purpose}). "
+            f"Debian: apt install {self.debian}. Conda: {self.conda}."
+        )
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``recipes`` and its actions to the command line."""
+    parser = subparsers.add_parser("recipes", help="get the stock recipes of ESPnet")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    list_parser = actions.add_parser(
+        "list",
+        help="the recipes that our configurations are for",
+        description="Lists them, and the programs that each calls and that are not here.",
+        epilog="examples:\n  espnet-bimamba recipes list\n  espnet-bimamba recipes list --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    get_parser = actions.add_parser(
+        "get",
+        help="make a working copy of a stock recipe",
+        description=(
+            "Says which programs the recipe will need and are not here, fetches the recipes of\n"
+            "the installed ESPnet once (36 MB, by pip), makes a working copy of one and prints\n"
+            "its folder. The copy consists of links, but for what ESPnet asks you to edit:\n"
+            f"{', '.join(recipes.EDITED)}. A file of yours stays when you call this again."
+        ),
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba recipes get librispeech_100\n"
+            '  cd "$(espnet-bimamba recipes get an4 --to /work/an4)" && ./run.sh --ngpu 1\n'
+            "  espnet-bimamba recipes get librispeech_100/esp2_asr    (an ESPnet3 recipe)\n"
+            "\n"
+            "In a clone of espnet-bimamba, egs/NAME/asr1/run.sh does this by itself."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    get_parser.add_argument(
+        "name", metavar="NAME", help="see `recipes list`; any other of ESPnet's works as well"
+    )
+    get_parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="where the copy goes (default: exp/NAME)"
+    )
+    for action, run in ((list_parser, run_list), (get_parser, run_get)):
+        action.add_argument(
+            "--cache",
+            type=Path,
+            default=Path(".cache"),
+            metavar="DIR",
+            help="where the recipes are kept, or espnet-VERSION.tar.gz lies (default: .cache)",
+        )
+        action.add_argument("--json", action="store_true", help="print JSON, for scripts")
+        action.set_defaults(run=run)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Print the known recipes and what each would miss here."""
+    tree = _tree(args.cache)
+    absent = {name: [program.program for program in missing(name, tree)] for name in RECIPES}
+    if args.json:
+        rows = [
+            {"name": name, "corpus": recipe.corpus, "where": recipe.where, "missing": absent[name]}
+            for name, recipe in RECIPES.items()
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    for name, recipe in RECIPES.items():
+        listed = ", ".join(absent[name]) or "nothing"
+        print(f"{name:16} {recipe.corpus:30} missing here: {listed}")
+    return 0
+
+
+def run_get(args: argparse.Namespace) -> int:
+    """Check the programs, make the working copy and print its folder."""
+    name, path = _split(args.name)
+    absent = warn_of_missing(name, args.cache)
+    if not _tree(args.cache).is_dir():
+        print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
+    root = args.to or Path("exp") / path.partition("/")[0]
+    work = recipes.link(recipes.prepare(args.cache), path, root)
+    if args.json:
+        report = {
+            "recipe": path,
+            "espnet": recipes.installed_version(),
+            "path": str(work),
+            "missing": [asdict(program) for program in absent],
+        }
+        print(json.dumps(report, indent=2))
+        return 0
+    print(work)
+    return 0
+
+
+def warn_of_missing(name: str, cache: Path) -> list[Missing]:
+    """Say on stderr which programs a recipe will miss; return them."""
+    if name not in RECIPES:
+        print(f"note: which programs {name} needs is not known here", file=sys.stderr)
+        return []
+    absent = missing(name, _tree(cache))
+    for program in absent:
+        print(f"warning: {program}", file=sys.stderr)
+    needed = [need.program for need in RECIPES[name].needs]
+    for stand_in in STAND_INS:
+        if stand_in in needed and shutil.which(stand_in) is None:
+            print(f"note: {stand_in} is not here; the recipe gets a stand-in", file=sys.stderr)
+    return absent
+
+
+def missing(name: str, tree: Path) -> list[Missing]:
+    """The programs that a recipe calls and that are neither here nor in its tools.
+
+    Args:
+        name: A key of :data:`RECIPES`; of an unknown recipe nothing is known to be missing.
+        tree: The recipe tree, which need not be there yet.
+    """
+    recipe = RECIPES.get(name)
+    needs = recipe.needs if recipe else ()
+    return [
+        Missing(need.program, need.stage, need.purpose, *PACKAGES[need.program])
+        for need in sorted(needs, key=lambda need: need.stage)
+        if need.program not in STAND_INS and not _is_here(need.program, tree)
+    ]
+
+
+def _is_here(program: str, tree: Path) -> bool:
+    if program == "sclite" and recipes.find_sclite(tree):
+        return True
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(recipes.DEBIAN_SCTK)])
+    return shutil.which(program, path=path) is not None
+
+
+def _tree(cache: Path) -> Path:
+    return cache.absolute() / f"espnet-{recipes.installed_version()}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Name in :data:`RECIPES`, were it there, and path below ``egs2`` or ``egs3``."""
+    corpus, _, task = name.strip("/").partition("/")
+    if not corpus or ".." in (corpus, *task.split("/")):
+        raise RecipeError(f"NAME={name!r} names no recipe", f"take one of {', '.join(RECIPES)}")
+    known = corpus if task in ("", "asr1") else f"{corpus}/{task}"
+    return known, f"{corpus}/{task or 'asr1'}"
