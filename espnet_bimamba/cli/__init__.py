@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from espnet_bimamba import __version__
-from espnet_bimamba.cli import conf, doctor, params, zoo
+from espnet_bimamba.cli import conf, doctor, params, recipes, zoo
 from espnet_bimamba.errors import BiMambaError
 
-SUBCOMMANDS = (doctor, params, conf, zoo)
+SUBCOMMANDS = (doctor, params, conf, recipes, zoo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for command in ("doctor", "params", "conf", "zoo"):
+    for command in ("doctor", "params", "conf", "recipes", "zoo"):
         assert f"\n    {command} " in out
 
 

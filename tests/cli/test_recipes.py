@@ -1,0 +1,153 @@
+"""`espnet-bimamba recipes`: what is missing is said, then the working copy is made."""
+
+import json
+
+import pytest
+
+from espnet_bimamba import recipes
+from espnet_bimamba.cli import main
+from espnet_bimamba.cli import recipes as command
+from tests.test_recipes import FILES, VERSION, write_sdist
+
+LIBRISPEECH = {
+    "egs2/librispeech_100/asr1/run.sh": "./asr.sh --speed_perturb_factors '0.9 1.0 1.1' \"$@\"\n",
+    "egs2/librispeech_100/asr1/db.sh": "LIBRISPEECH=downloads\n",
+    "egs3/librispeech_100/esp2_asr/run.py": "",
+    "egs2/wsj/asr1/run.sh": "",
+}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with a tiny source distribution, and a machine without any program."""
+    write_sdist(tmp_path / "cache" / f"espnet-{VERSION}.tar.gz", FILES | LIBRISPEECH)
+    monkeypatch.setattr(recipes, "installed_version", lambda: VERSION)
+    monkeypatch.setattr(recipes, "DEBIAN_SCTK", tmp_path / "sctk")
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+def install(folder, *programs):
+    folder.mkdir(exist_ok=True)
+    for program in programs:
+        (folder / program).write_text("")
+        (folder / program).chmod(0o755)
+
+
+def get(cache, *arguments):
+    return main(["recipes", "get", *arguments, "--cache", str(cache)])
+
+
+def test_get_warns_and_brings_the_recipe(cache, tmp_path, capsys):
+    install(tmp_path / "bin", "perl", "tar", "wget", "gzip", "which")
+    assert get(cache, "librispeech_100") == 0
+    out, err = capsys.readouterr()
+    work = tmp_path / "exp" / "librispeech_100" / "egs2" / "librispeech_100" / "asr1"
+    assert out == f"{work}\n"
+    assert (work / "run.sh").is_file()
+    assert err.splitlines()[:3] == [
+        "warning: flac is not here: stage 1 will fail (local/data_prep.sh refuses to start without "
+        "it). Debian: apt install flac. Conda: conda install -c conda-forge libflac.",
+        "warning: sox is not here: stage 2 will fail (speed perturbation). Debian: apt install "
+        "sox. Conda: conda install -c conda-forge sox.",
+        "warning: sclite is not here: stage 13 will fail (scoring). Debian: apt install sctk. "
+        "Conda: bash installers/install_sctk.sh in tools/ of the working copy builds it.",
+    ]
+    assert "fetching and unpacking" in err
+    assert get(cache, "librispeech_100/asr1") == 0
+    again = capsys.readouterr()
+    assert again.out == out
+    assert "fetching" not in again.err
+
+
+def test_nothing_is_said_where_nothing_is_missing(cache, tmp_path, capsys):
+    install(tmp_path / "bin", *command.PACKAGES, "sph2pipe")
+    (tmp_path / "bin" / "sclite").unlink()
+    install(tmp_path / "sctk", "sclite")  # where Debian's package has it, which is not on PATH
+    recipes.prepare(cache)
+    assert get(cache, "mini_an4", "--to", "there") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stand_in_is_no_missing_program(cache, tmp_path, capsys):
+    install(tmp_path / "bin", *command.PACKAGES)
+    assert get(cache, "mini_an4", "--to", str(tmp_path / "there"), "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["missing"] == []
+    assert "note: sph2pipe is not here; the recipe gets a stand-in" in err
+    assert (tmp_path / "there" / "tools" / "sph2pipe" / "sph2pipe").is_file()
+
+
+def test_get_as_json(cache, tmp_path, capsys):
+    install(tmp_path / "bin", *command.PACKAGES)
+    (tmp_path / "bin" / "sox").unlink()
+    assert get(cache, "librispeech_100", "--json", "--to", "there") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "recipe": "librispeech_100/asr1",
+        "espnet": VERSION,
+        "path": str(tmp_path / "there" / "egs2" / "librispeech_100" / "asr1"),
+        "missing": [
+            {
+                "program": "sox",
+                "stage": 2,
+                "purpose": "speed perturbation",
+                "debian": "sox",
+                "conda": "conda install -c conda-forge sox",
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("wsj", "exp/wsj/egs2/wsj/asr1"),
+        ("librispeech_100/esp2_asr", "exp/librispeech_100/egs3/librispeech_100/esp2_asr"),
+    ],
+)
+def test_a_recipe_that_is_not_listed(cache, tmp_path, capsys, name, folder):
+    assert get(cache, name) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / folder}\n"
+    assert f"which programs {name} needs is not known here" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("librispeech_1000", "has no recipe 'librispeech_1000/asr1'"), ("../x", "names no recipe")],
+)
+def test_an_unknown_recipe_is_an_error(cache, capsys, name, says):
+    assert get(cache, name) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("espnet-bimamba: ")
+    assert says in err
+
+
+def test_list(cache, tmp_path, capsys):
+    install(tmp_path / "bin", *command.PACKAGES)
+    (tmp_path / "bin" / "flac").unlink()
+    assert main(["recipes", "list", "--cache", str(cache)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(command.RECIPES)
+    assert lines[0].endswith("missing here: flac")
+    assert lines[-1].endswith("missing here: nothing")
+    assert main(["recipes", "list", "--cache", str(cache), "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["seame"]["missing"] == ["flac"]
+    assert rows["an4"]["missing"] == []
+    assert not (cache / f"espnet-{VERSION}").exists(), "listing should unpack nothing"
+
+
+def test_every_program_has_a_remedy():
+    needs = {need.program for recipe in command.RECIPES.values() for need in recipe.needs}
+    assert needs - set(command.STAND_INS) == set(command.PACKAGES)
+
+
+def test_help_has_examples(capsys):
+    for action in ("list", "get"):
+        with pytest.raises(SystemExit):
+            main(["recipes", action, "--help"])
+        assert f"  espnet-bimamba recipes {action}" in capsys.readouterr().out
