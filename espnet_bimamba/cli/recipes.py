@@ -119,8 +119,8 @@ class Missing:
 
     def __str__(self) -> str:
         return (
-            f"{self.program} is not here: stage {self.stage} will fail ({self.purpose}). "
-            f"Debian: apt install {self.debian}. Conda: {self.conda}."
+            f"{self.program} is not here, and stage {self.stage} will fail where it needs it: "
+            f"{self.purpose}. Debian: apt install {self.debian}. Conda: {self.conda}."
         )
 
 
@@ -131,7 +131,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     list_parser = actions.add_parser(
         "list",
         help="the recipes that our configurations are for",
-        description="Lists them, and the programs that each calls and that are not here.",
+        description="Lists them, where each looks for its corpus, and what it would miss here.",
         epilog="examples:\n  espnet-bimamba recipes list\n  espnet-bimamba recipes list --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -184,8 +184,9 @@ def run_list(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     for name, recipe in RECIPES.items():
-        listed = ", ".join(absent[name]) or "nothing"
-        print(f"{name:16} {recipe.corpus:30} missing here: {listed}")
+        print(f"{name:16} {recipe.corpus}")
+        print(f"{'':16} corpus: {recipe.where}")
+        print(f"{'':16} missing here: {', '.join(absent[name]) or 'nothing'}")
     return 0
 
 

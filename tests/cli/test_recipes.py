@@ -48,11 +48,13 @@ def test_get_warns_and_brings_the_recipe(cache, tmp_path, capsys):
     assert out == f"{work}\n"
     assert (work / "run.sh").is_file()
     assert err.splitlines()[:3] == [
-        "warning: flac is not here: stage 1 will fail (local/data_prep.sh refuses to start without "
-        "it). Debian: apt install flac. Conda: conda install -c conda-forge libflac.",
-        "warning: sox is not here: stage 2 will fail (speed perturbation). Debian: apt install "
-        "sox. Conda: conda install -c conda-forge sox.",
-        "warning: sclite is not here: stage 13 will fail (scoring). Debian: apt install sctk. "
+        "warning: flac is not here, and stage 1 will fail where it needs it: local/data_prep.sh "
+        "refuses to start without it. Debian: apt install flac. "
+        "Conda: conda install -c conda-forge libflac.",
+        "warning: sox is not here, and stage 2 will fail where it needs it: speed perturbation. "
+        "Debian: apt install sox. Conda: conda install -c conda-forge sox.",
+        "warning: sclite is not here, and stage 13 will fail where it needs it: scoring. "
+        "Debian: apt install sctk. "
         "Conda: bash installers/install_sctk.sh in tools/ of the working copy builds it.",
     ]
     assert "fetching and unpacking" in err
@@ -131,9 +133,10 @@ def test_list(cache, tmp_path, capsys):
     (tmp_path / "bin" / "flac").unlink()
     assert main(["recipes", "list", "--cache", str(cache)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(command.RECIPES)
-    assert lines[0].endswith("missing here: flac")
-    assert lines[-1].endswith("missing here: nothing")
+    assert [line.split()[0] for line in lines[::3]] == list(command.RECIPES)
+    assert lines[1].endswith(" corpus: LIBRISPEECH in db.sh: the folder above LibriSpeech/")
+    assert lines[2].endswith(" missing here: flac")
+    assert lines[-1].endswith(" missing here: nothing")
     assert main(["recipes", "list", "--cache", str(cache), "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["seame"]["missing"] == ["flac"]
