@@ -3,12 +3,10 @@
 import hashlib
 import re
 import shutil
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import jiwer
 from espnet_model_zoo.downloader import ModelDownloader
+from results import BY_JIWER, kaldi_table, write_results
 from stages import DoneStages, epochs_of, run, say
 from trained import Trained, Utterance
 
@@ -26,7 +24,6 @@ STAGE_STARTS = re.compile(r"\(asr\.sh:\d+:main\) (?:Skip s|S)tage (\d+): (.*)")
 JOB_STARTS = re.compile(r"\(asr\.sh:\d+:main\) (Decoding) started.*/([^/]+)/logdir/")
 EPOCH_ENDS = re.compile(r"(\d+)epoch results: \[train\].*? acc=([^,]+),.*? loss=([^,]+),")
 
-BY_JIWER = "- scored by: `jiwer`"
 HOW_TO_GET_SCLITE = "Debian and Ubuntu have sclite in the package sctk"
 
 
@@ -86,7 +83,7 @@ class _Runner:
         self.done = done
         self.started: list[str] = []
         self.log = root / "run.log"
-        self.command = [str(HOME / "egs/mini_an4/asr1/run.sh"), "--encoder", encoder]
+        self.command = [str(HOME / "egs/mini_an4/asr1/run.sh"), "--model", encoder]
         self.command += ["--work", str(root)]
         if device == "cuda":
             self.command += ["--ngpu", "1", "--gpu_inference", "true"]
@@ -114,14 +111,9 @@ class _Runner:
 
 
 def _utterances(work: Path, folder: str) -> list[Utterance]:
-    audio = _kaldi_table(work / folder / "wav.scp")
-    text = _kaldi_table(work / folder / "text")
+    audio = kaldi_table(work / folder / "wav.scp")
+    text = kaldi_table(work / folder / "text")
     return [Utterance(name, work / audio[name], text[name]) for name in sorted(text)]
-
-
-def _kaldi_table(file: Path) -> dict[str, str]:
-    rows = (line.partition(" ") for line in file.read_text().splitlines())
-    return {name: value.strip() for name, _, value in rows}
 
 
 def _scorer(results: Path) -> str:
@@ -134,39 +126,3 @@ def _unpacked(packed: Path, folder: Path) -> dict[str, object]:
     shutil.rmtree(folder, ignore_errors=True)
     files = ModelDownloader(folder).unpack_local_file(str(packed))
     return {key: files[key] for key in ("asr_train_config", "asr_model_file")}
-
-
-def write_results(exp: Path, dump: Path) -> None:
-    """Writes what stage 13 writes with sclite: ``RESULTS.md``, which stage 14 packs.
-
-    Args:
-        exp: The experiment, with the hypotheses of stage 12 below it.
-        dump: The recipe's ``dump/raw``, with the references.
-    """
-    lines = ["# RESULTS", f"- date: `{datetime.now().astimezone():%a %b %d %H:%M:%S %Z %Y}`"]
-    lines += [f"- espnet version: `{recipes.installed_version()}`", BY_JIWER, ""]
-    for title, measure in (("WER", jiwer.process_words), ("CER", jiwer.process_characters)):
-        lines += [f"## {title}", "", "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
-        for hypotheses in sorted(exp.glob("*/**/text")):
-            dataset = hypotheses.parent
-            if not (dataset / "logdir").is_dir():
-                continue
-            inside = dataset.relative_to(exp)
-            references = _kaldi_table(dump.joinpath(*inside.parts[1:]) / "text")
-            lines.append(_row(str(inside), references, _kaldi_table(hypotheses), measure))
-        lines.append("")
-    (exp / "RESULTS.md").write_text("\n".join(lines))
-
-
-def _row(dataset: str, ref: dict[str, str], hyp: dict[str, str], measure: Any) -> str:
-    names = sorted(ref)
-    # A recogniser that hears nothing leaves the utterance out of its list.
-    out = measure([ref[n] for n in names], [hyp.get(n, "") for n in names])
-    total = out.hits + out.substitutions + out.deletions
-    errors = out.substitutions + out.deletions + out.insertions
-    wrong = sum(ref[n] != hyp.get(n, "") for n in names)
-    counts = (out.hits, out.substitutions, out.deletions, out.insertions, errors)
-    percent = [100 * count / total for count in counts] + [100 * wrong / len(names)]
-    cells = [dataset, str(len(names)), str(total), *(f"{value:.1f}" for value in percent)]
-    return "|" + "|".join(cells) + "|"

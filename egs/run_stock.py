@@ -1,0 +1,256 @@
+"""Runs ESPnet's own, unchanged recipe with one of our models, in a working copy of it.
+
+What is not listed below goes to ESPnet's run.sh as it is, for example ``--stage 10 --ngpu 2``;
+``--stage`` counts as ESPnet does: 1-5 prepare data, 10 collects statistics, 11 trains, 12
+decodes, 13 scores, 14 packs (with ``--skip_packing false``). Decoding uses no language model
+unless you say ``--use_lm true``. Several models share one working copy and its data: prepare
+the data with the first, and begin with ``--stage 10`` for the others.
+"""
+
+import argparse
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from espnet_bimamba import recipes
+from espnet_bimamba.cli.recipes import warn_of_missing
+from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
+
+HOME = Path(__file__).resolve().parents[1]
+
+#: What asr.sh decodes with if the training YAML names no criterion.
+USUAL_MODEL = "valid.acc.ave.pth"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A stock recipe, and what our runs of it differ in.
+
+    Attributes:
+        model: The model that is run if none is named.
+        baselines: Name of a model -> ESPnet's own YAML for it, in the recipe's ``conf``.
+        options: What comes before the user's options.
+        without_lm: What comes before them too, unless the user asks for a language model.
+        tell: Tells a working copy where the corpus lies, or None where it comes with the recipe.
+        before: What has to happen before ``run.sh``; may run a stage itself, and returns the
+            options that are left.
+    """
+
+    model: str = "conextbimamba"
+    baselines: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    without_lm: tuple[str, ...] = ("--use_lm", "false")
+    tell: Callable[[Path, Path], None] | None = None
+    before: Callable[[Path, list[str]], list[str] | None] | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the working copy and becomes its run.sh; returns only if that cannot start."""
+    args, options = _parse(argv)
+    stock = RECIPES[args.recipe]
+    try:
+        model = args.model or stock.model
+        config = _training_yaml(args.recipe, stock, model)
+        warn_of_missing(args.recipe, args.cache)
+        work = _working_copy(args)
+        if args.corpus:
+            _tell(stock, work, args.recipe, args.corpus)
+        os.chdir(work)
+        given = ["--asr_config", config, "--inference_asr_model", _best_model(Path(config))]
+        given += [*stock.options, *_decoding(args.recipe, stock, model, options), *options]
+        rest = stock.before(work, given) if stock.before else given
+    except BiMambaError as error:
+        print(f"{args.recipe}: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    if rest is not None:
+        sys.stdout.flush()
+        os.execv("./run.sh", ["./run.sh", *rest])
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="run.sh",
+        description=__doc__,
+        usage="%(prog)s [--model MODEL] [--corpus DIR] [options of ESPnet's run.sh]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", choices=RECIPES, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--model",
+        help="of conf/RECIPE/train_asr_MODEL.yaml, or a baseline that ESPnet has (default: "
+        "conextbimamba; of mini_an4 conbimamba)",
+    )
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus lies")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="the working copy (default: exp/RECIPE)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=HOME / ".cache", help="where stock recipes are kept"
+    )
+    return parser.parse_known_args(argv)
+
+
+def _training_yaml(recipe: str, stock: Stock, model: str) -> str:
+    """Path of the model's YAML: ours absolute, ESPnet's below its recipe."""
+    folder = HOME / "conf" / recipe
+    ours = folder / f"train_asr_{model}.yaml"
+    if ours.is_file():
+        return str(ours)
+    if model in stock.baselines:
+        return f"conf/{stock.baselines[model]}"
+    names = {path.stem.removeprefix("train_asr_") for path in folder.glob("train_asr_*.yaml")}
+    known = ", ".join(sorted(names | set(stock.baselines)))
+    raise OptionError("--model", model, known)
+
+
+def _working_copy(args: argparse.Namespace) -> Path:
+    if not (args.cache / f"espnet-{recipes.installed_version()}").is_dir():
+        print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
+    root = args.work or HOME / "exp" / args.recipe
+    return recipes.link(recipes.prepare(args.cache), f"{args.recipe}/asr1", root)
+
+
+def _tell(stock: Stock, work: Path, recipe: str, corpus: Path) -> None:
+    if stock.tell is None:
+        raise OptionError("--corpus", str(corpus), f"none: {recipe} brings its corpus")
+    if not corpus.is_dir():
+        raise OptionError("--corpus", str(corpus), "a folder that exists")
+    stock.tell(work, corpus.absolute())
+
+
+def _best_model(config: Path) -> str:
+    """The average to decode with: of the first criterion by which the training keeps models."""
+    criteria = yaml.safe_load(config.read_text()).get("best_model_criterion")
+    if not criteria:
+        return USUAL_MODEL
+    part, measure = criteria[0][:2]
+    return f"{part}.{measure}.ave.pth"
+
+
+def _decoding(recipe: str, stock: Stock, model: str, options: list[str]) -> list[str]:
+    """Without a language model, unless the user wants one: then ESPnet's own YAML has its weight.
+
+    ``decode_asr_KIND.yaml`` is for the models whose name ends with KIND, as ``_ctc`` does.
+    """
+    if _value(options, "--use_lm") == "true":
+        return []
+    folder = HOME / "conf" / recipe
+    special = {path.stem.removeprefix("decode_asr_"): path for path in folder.glob("decode_asr_*")}
+    endings = [kind for kind in special if model.endswith(kind)]
+    config = special[max(endings, key=len)] if endings else folder / "decode_asr.yaml"
+    return [*stock.without_lm, "--inference_config", str(config)]
+
+
+def _value(options: Sequence[str], name: str) -> str | None:
+    """What an option is in the end: ESPnet takes the last that is given."""
+    return next((b for a, b in reversed(list(itertools.pairwise(options))) if a == name), None)
+
+
+def _in_db_sh(variable: str, mistake: str = "") -> Callable[[Path, Path], None]:
+    """A setter of a variable of db.sh; ``mistake`` is what a folder too deep would hold."""
+
+    def tell(work: Path, corpus: Path) -> None:
+        if mistake and (corpus / mistake).exists():
+            raise OptionError("--corpus", str(corpus), f"the folder above it, {corpus.parent}")
+        db = work / "db.sh"
+        line = f"{variable}={shlex.quote(str(corpus))}\n"
+        text = db.read_text()
+        if text.endswith(f"\n{line}"):
+            return
+        part = db.with_name(f".db.sh.{os.getpid()}")
+        part.write_text(f"{text.rstrip()}\n{line}")
+        part.replace(db)
+
+    return tell
+
+
+def _below_downloads(name: str) -> Callable[[Path, Path], None]:
+    def tell(work: Path, corpus: Path) -> None:
+        link = work / "downloads" / name
+        link.parent.mkdir(exist_ok=True)
+        if link.exists() and not link.is_symlink():
+            raise RecipeError(f"{link} is there already", "delete it, or leave --corpus out")
+        link.unlink(missing_ok=True)
+        link.symlink_to(corpus)
+
+    return tell
+
+
+def _seame_first(work: Path, options: list[str]) -> list[str] | None:
+    """Runs stage 1 itself, since SEAME's run.sh cannot.
+
+    Before anything else it calls ``./asr.sh --stage 1 --stop_stage 1``, which asr.sh refuses
+    for want of ``--train_set``, and which knows none of the user's options either.
+    """
+    if (work / "data" / "train" / "token.man.2").is_file():
+        return options
+    if int(_value(options, "--stage") or 1) > 1:
+        raise RecipeError(f"{work}/data/train/token.man.2 is not there", "run --stage 1 first")
+    sets = ["--train_set", "train", "--valid_set", "valid", "--test_sets", "devman devsge"]
+    subprocess.run(
+        ["./asr.sh", *sets, *options, "--stage", "1", "--stop_stage", "1"], cwd=work, check=True
+    )
+    if int(_value(options, "--stop_stage") or 13) == 1:
+        return None
+    return [*options, "--stage", "2"]
+
+
+#: Stage 1 ends with a download of 1.5 GB of text, and stage 4 reads it, for a language model only.
+NO_LM_TEXT = ("--use_lm", "false", "--local_data_opts", "--stop_stage 3")
+
+RECIPES = {
+    "librispeech_100": Stock(
+        baselines={
+            "conformer": "tuning/train_asr_conformer_lr2e-3_warmup15k_amp_nondeterministic.yaml",
+            "transformer": "tuning/train_asr_transformer_win400_hop160_ctc0.3_lr2e-3_warmup15k_"
+            "timemask5_amp_no-deterministic.yaml",
+            "e_branchformer": "tuning/train_asr_e_branchformer_size256_mlp1024_linear1024_e12_"
+            "mactrue_edrop0.0_ddrop0.0.yaml",
+            "conformer_ctc": "tuning/train_conformer_ctc.yaml",
+            "conformer_interctc": "tuning/train_conformer_interctc.yaml",
+            "conformer_scctc": "tuning/train_conformer_scctc.yaml",
+            "conformer_transducer": "tuning/train_asr_transducer_conformer_e15_linear1024.yaml",
+        },
+        without_lm=NO_LM_TEXT,
+        tell=_in_db_sh("LIBRISPEECH", mistake="train-clean-100"),
+    ),
+    "librispeech": Stock(
+        baselines={
+            "conformer": "tuning/train_asr_conformer10_hop_length160.yaml",
+            "transformer": "tuning/train_asr_transformer3.yaml",
+            "branchformer": "tuning/train_asr_branchformer_hop_length160_e18_linear3072.yaml",
+            "e_branchformer": "tuning/train_asr_e_branchformer.yaml",
+        },
+        without_lm=(*NO_LM_TEXT, "--lm_train_text", "data/train_960/text"),
+        tell=_in_db_sh("LIBRISPEECH", mistake="train-clean-100"),
+    ),
+    "seame": Stock(
+        baselines={"conformer": "tuning/train_asr_conformer.yaml"},
+        tell=_in_db_sh("SEAME"),
+        before=_seame_first,
+    ),
+    "an4": Stock(
+        baselines={"transformer": "train_asr_transformer.yaml"},
+        tell=_below_downloads("an4"),
+    ),
+    # Its YAMLs are made to memorise a few utterances in a minute, without a GPU.
+    "mini_an4": Stock(
+        model="conbimamba",
+        options=("--ngpu", "0", "--skip_packing", "false", "--test_sets", "train_dev test"),
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
