@@ -1,0 +1,136 @@
+"""Gathers the word error rates of a model trained with several seeds: Table 21.
+
+    python3 egs/an4/gather.py EXP [--models M ...] [--seeds S ...] [--set test]
+
+reads ``EXP/asr_MODEL_seedSEED/RESULTS.md``, which ESPnet's stage 13 writes, and prints a table
+with the mean and both variances: the paper's divides by the number of seeds (its 77.71 and 1.11
+come out so); the one that estimates what other seeds would give divides by one less. The table
+and a plot are written into EXP, too: ``seeds.md`` and ``seeds.png``.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from espnet_bimamba.errors import BiMambaError, RecipeError
+
+HEADING = re.compile(r"#+ (WER|CER|TER)")
+NAME = re.compile(r"asr_(?P<model>.+)_seed(?P<seed>\d+)")
+COLUMNS = 9
+
+#: Model -> seed -> word error rate in percent.
+Rates = dict[str, dict[int, float]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table, and writes it and the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("exp", type=Path, metavar="EXP", help="the recipe's folder exp")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="which, and in which order")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="likewise")
+    parser.add_argument("--set", default="test", help="name of the test set (default: test)")
+    args = parser.parse_args(argv)
+    try:
+        rates = gather(args.exp, args.set)
+        models = args.models or sorted(rates)
+        seeds = args.seeds or sorted({seed for row in rates.values() for seed in row})
+        rates = {model: _picked(rates, model, seeds, args.exp) for model in models}
+    except BiMambaError as error:
+        print(error, file=sys.stderr)
+        return 2
+    lines = table(rates, seeds)
+    print(lines, end="")
+    part = args.exp / f".seeds.md.{os.getpid()}"
+    part.write_text(lines)
+    part.replace(args.exp / "seeds.md")
+    draw(rates, args.exp / "seeds.png", args.set)
+    return 0
+
+
+def gather(exp: Path, test_set: str) -> Rates:
+    """The word error rate of every experiment that has results.
+
+    Raises:
+        RecipeError: There are none, or they do not say one rate for the test set.
+    """
+    rates: Rates = {}
+    for file in sorted(exp.glob("asr_*_seed*/RESULTS.md")):
+        if match := NAME.fullmatch(file.parent.name):
+            row = rates.setdefault(match["model"], {})
+            row[int(match["seed"])] = word_error_rate(file, test_set)
+    if not rates:
+        raise RecipeError(f"{exp} holds no asr_MODEL_seedSEED/RESULTS.md", "run stages 11 to 13")
+    return rates
+
+
+def word_error_rate(file: Path, test_set: str) -> float:
+    """The rate in percent that a RESULTS.md, of sclite or jiwer, gives for a test set.
+
+    Raises:
+        RecipeError: It gives none, or different ones for several ways of decoding.
+    """
+    found: dict[str, float] = {}
+    heading = ""
+    for line in file.read_text().splitlines():
+        if match := HEADING.fullmatch(line.strip()):
+            heading = match[1]
+        cells = line.strip().strip("|").split("|")
+        if heading == "WER" and len(cells) == COLUMNS and cells[0].endswith(f"/{test_set}"):
+            found[cells[0]] = float(cells[7])
+    if len(found) != 1:
+        what = f"{len(found)} word error rates for {test_set}: {', '.join(found) or 'none'}"
+        raise RecipeError(f"{file} gives {what}", "score it again, with one way of decoding")
+    return found.popitem()[1]
+
+
+def _picked(rates: Rates, model: str, seeds: Sequence[int], exp: Path) -> dict[int, float]:
+    row = {seed: rates[model][seed] for seed in seeds if seed in rates.get(model, {})}
+    if not row:
+        raise RecipeError(f"{exp} holds no results of {model}", f"there are {', '.join(rates)}")
+    return row
+
+
+def table(rates: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> str:
+    """The rates as a table in Markdown; a dash stands where a seed has no result."""
+    head = ["model", *map(str, seeds), "mean", "variance (n)", "variance (n - 1)"]
+    lines = ["|" + "|".join(head) + "|", "|" + "---|" * len(head)]
+    for model, row in rates.items():
+        values = list(row.values())
+        cells = [model, *(f"{row[seed]:.1f}" if seed in row else "-" for seed in seeds)]
+        cells += [f"{statistics.fmean(values):.2f}", f"{statistics.pvariance(values):.2f}"]
+        cells += [f"{statistics.variance(values):.2f}" if len(values) > 1 else "-"]
+        lines.append("|" + "|".join(cells) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rates: Mapping[str, Mapping[int, float]], file: Path, test_set: str) -> None:
+    """Draws a dot for each seed and a bar at each model's mean."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.5 * len(rates), 4), layout="constrained")
+    for place, row in enumerate(rates.values()):
+        values = list(row.values())
+        axes.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.6)
+        axes.hlines(statistics.fmean(values), place - 0.2, place + 0.2, color=f"C{place}")
+    axes.set_xticks(range(len(rates)), list(rates))
+    axes.set_xlim(-0.5, len(rates) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"word error rate on {test_set} (%)")
+    axes.set_title("a dot a seed, a bar the mean")
+    part = file.with_name(f".{os.getpid()}.{file.name}")
+    figure.savefig(part, dpi=150)
+    pyplot.close(figure)
+    part.replace(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
