@@ -64,7 +64,8 @@ def test_a_training_yaml_builds_and_trains(name):
     assert_learns_something(build(args), load(name)["encoder"])
 
 
-@pytest.mark.parametrize("name", TRAININGS3)
+# The large ones are counted in test_conf_espnet3.py, without memory for their parameters.
+@pytest.mark.parametrize("name", [name for name in TRAININGS3 if name.startswith("mini_an4/")])
 def test_an_espnet3_training_yaml_builds_and_trains(name):
     model = load(name)["model"]
     args = ASRTask.get_parser().parse_args(["--encoder", model["encoder"]])
