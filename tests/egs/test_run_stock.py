@@ -102,6 +102,14 @@ def test_our_options_may_stand_anywhere(run):
     assert options["--inference_args"] == ""
 
 
+def test_the_users_options_come_last(run):
+    mine = {"--inference_config": "mine.yaml", "--test_sets": "test", "--use_lm": "false"}
+    words = [word for option in mine.items() for word in option]
+    options = called(run("mini_an4", *words, "--asr_config", "/tmp/x.yaml"))
+    assert {key: options[key] for key in mine} == mine
+    assert options["--asr_config"] == "/tmp/x.yaml"
+
+
 def test_a_baseline_is_espnets_own_file(run):
     options = called(run("librispeech_100", "--model", "conformer"))
     assert options == {
