@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 
 from espnet_bimamba import recipes
+from tests.egs.programs import HOME, load
 from tests.test_recipes import FILES, write_sdist
 
-HOME = recipes.Path(__file__).resolve().parents[2]
+run_stock = load("egs/run_stock.py")
 RUNNERS = sorted(HOME.glob("egs/*/asr1/run.sh"))
 STOCK = ("an4", "librispeech", "librispeech_100", "mini_an4", "seame")
 
@@ -41,31 +44,55 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a runner did: its exit code, what it printed, and what it became in the end."""
+
+    code: int
+    out: str
+    err: str
+    words: list[str] | None
+
+    @property
+    def options(self):
+        """The options that the stock run.sh got: ESPnet takes the last of one name."""
+        assert self.code == 0, self.err
+        assert self.words[0] == "./run.sh"
+        return dict(zip(self.words[1::2], self.words[2::2], strict=True))
+
+
 @pytest.fixture
-def run(cache, tmp_path):
-    """Calls a runner; returns the finished process."""
+def run(cache, tmp_path, monkeypatch, capfd):
+    """Calls a runner's program, up to where it becomes the stock run.sh."""
 
     def call(recipe, *options):
-        environment = os.environ | {
-            "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
-            "PYTHONPATH": str(HOME),
-        }
-        command = [str(HOME / "egs" / recipe / "asr1" / "run.sh"), "--cache", str(cache)]
-        command += ["--work", str(tmp_path / "work"), *options]
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        became = []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(os, "execv", lambda program, words: became.append(words))
+        capfd.readouterr()
+        code = run_stock.main([recipe, "--cache", str(cache), "--work", "work", *options])
+        return Ran(code, *capfd.readouterr(), became[0] if became else None)
 
     return call
 
 
-def called(done):
-    """The options that the stock run.sh got, where the later of two of one name counts."""
-    assert done.returncode == 0, done.stderr
-    _, found, printed = done.stdout.rpartition("./run.sh\n")
-    assert found, done.stdout
-    words = printed.splitlines()
-    return dict(zip(words[::2], words[1::2], strict=True))
+@pytest.fixture
+def script(cache, tmp_path):
+    """Calls a runner itself; returns the finished process."""
+
+    def call(recipe, *options):
+        command = [HOME / "egs" / recipe / "asr1" / "run.sh", "--cache", cache]
+        environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+        return subprocess.run(
+            [*command, "--work", tmp_path / "work", *options],
+            env=environment | {"PYTHONPATH": str(HOME)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call
 
 
 def test_every_runner_is_sound_shell():
@@ -75,10 +102,14 @@ def test_every_runner_is_sound_shell():
         subprocess.run(["bash", "-n", path], check=True)
 
 
-def test_the_stock_script_gets_our_model_and_the_users_options(run, tmp_path):
-    done = run("mini_an4", "--stage", "10", "--asr_args", "--seed 3 --max_epoch 2", "--ngpu", "2")
-    options = called(done)
-    assert options == {
+def test_the_stock_script_gets_our_model_and_the_users_options(script, tmp_path):
+    done = script(
+        "mini_an4", "--stage", "10", "--asr_args", "--seed 3 --max_epoch 2", "--ngpu", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    name, *words = done.stdout.splitlines()
+    assert name == "./run.sh"
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--asr_config": str(HOME / "conf/mini_an4/train_asr_conbimamba.yaml"),
         "--inference_asr_model": "train.loss.ave.pth",
         "--inference_config": str(HOME / "conf/mini_an4/decode_asr.yaml"),
@@ -94,9 +125,8 @@ def test_the_stock_script_gets_our_model_and_the_users_options(run, tmp_path):
 
 
 def test_our_options_may_stand_anywhere(run):
-    options = called(
-        run("mini_an4", "--ngpu", "1", "--model", "transbimamba", "--inference_args", "")
-    )
+    arguments = ("--ngpu", "1", "--model", "transbimamba", "--inference_args", "")
+    options = run("mini_an4", *arguments).options
     assert options["--asr_config"].endswith("conf/mini_an4/train_asr_transbimamba.yaml")
     assert options["--ngpu"] == "1"
     assert options["--inference_args"] == ""
@@ -105,13 +135,13 @@ def test_our_options_may_stand_anywhere(run):
 def test_the_users_options_come_last(run):
     mine = {"--inference_config": "mine.yaml", "--test_sets": "test", "--use_lm": "false"}
     words = [word for option in mine.items() for word in option]
-    options = called(run("mini_an4", *words, "--asr_config", "/tmp/x.yaml"))
+    options = run("mini_an4", *words, "--asr_config", "/tmp/x.yaml").options
     assert {key: options[key] for key in mine} == mine
     assert options["--asr_config"] == "/tmp/x.yaml"
 
 
 def test_a_baseline_is_espnets_own_file(run):
-    options = called(run("librispeech_100", "--model", "conformer"))
+    options = run("librispeech_100", "--model", "conformer").options
     assert options == {
         "--asr_config": CONFORMER_100,
         "--inference_asr_model": "valid.acc.ave.pth",
@@ -122,14 +152,26 @@ def test_a_baseline_is_espnets_own_file(run):
 
 
 def test_the_model_that_is_decoded_is_the_best_by_the_trainings_criterion(run):
-    options = called(run("librispeech_100", "--model", "conformer_ctc"))
+    options = run("librispeech_100", "--model", "conformer_ctc").options
     assert options["--inference_asr_model"] == "valid.cer_ctc.ave.pth"
 
 
+def test_a_decoding_yaml_is_for_models_with_its_ending(run, tmp_path, monkeypatch):
+    conf = tmp_path / "conf" / "librispeech_100"
+    conf.mkdir(parents=True)
+    for name in ("train_asr_x_interctc", "train_asr_x", "decode_asr", "decode_asr_ctc"):
+        (conf / f"{name}.yaml").write_text("max_epoch: 1\n")
+    monkeypatch.setattr(run_stock, "HOME", tmp_path)
+    options = run("librispeech_100", "--model", "x_interctc").options
+    assert options["--inference_config"] == str(conf / "decode_asr_ctc.yaml")
+    options = run("librispeech_100", "--model", "x").options
+    assert options["--inference_config"] == str(conf / "decode_asr.yaml")
+
+
 def test_a_language_model_brings_back_espnets_decoding(run):
-    options = called(run("librispeech", "--model", "conformer"))
+    options = run("librispeech", "--model", "conformer").options
     assert options["--lm_train_text"] == "data/train_960/text"
-    options = called(run("librispeech", "--model", "conformer", "--use_lm", "true"))
+    options = run("librispeech", "--model", "conformer", "--use_lm", "true").options
     assert options == {
         "--asr_config": "conf/tuning/train_asr_conformer10_hop_length160.yaml",
         "--inference_asr_model": "valid.acc.ave.pth",
@@ -140,11 +182,11 @@ def test_a_language_model_brings_back_espnets_decoding(run):
 @pytest.mark.parametrize("recipe", STOCK)
 def test_an_unknown_model_lists_the_known(run, recipe):
     done = run(recipe, "--model", "conmanba")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert f"{recipe}: --model='conmanba' is not possible: allowed is " in done.stderr
+    assert done.code == 2
+    assert done.out == ""
+    assert f"{recipe}: --model='conmanba' is not possible: allowed is " in done.err
     known = {"mini_an4": "transbimamba", "an4": "transformer"}.get(recipe, "conformer")
-    assert known in done.stderr
+    assert known in done.err
 
 
 def test_the_corpus_is_told_to_the_working_copy(run, tmp_path):
@@ -158,79 +200,91 @@ def test_the_corpus_is_told_to_the_working_copy(run, tmp_path):
         return done.stdout.strip()
 
     for _ in range(2):
-        called(run("librispeech_100", "--model", "conformer", "--corpus", "my corpora"))
+        run("librispeech_100", "--model", "conformer", "--corpus", "my corpora")
         assert variable() == str(corpus)
         assert db.read_text().count("my corpora") == 1
-    called(run("librispeech_100", "--model", "conformer"))
+    run("librispeech_100", "--model", "conformer")
     assert variable() == str(corpus), "it should stay"
-    called(run("librispeech_100", "--model", "conformer", "--corpus", str(tmp_path)))
+    run("librispeech_100", "--model", "conformer", "--corpus", str(tmp_path))
     assert variable() == str(tmp_path)
 
 
 def test_a_corpus_folder_that_cannot_be_right(run, tmp_path):
     (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
     done = run("librispeech_100", "--model", "conformer", "--corpus", "LibriSpeech")
-    assert done.returncode == 2
-    assert f"allowed is the folder above it, {tmp_path}." in done.stderr
+    assert done.code == 2
+    assert f"allowed is the folder above it, {tmp_path}." in done.err
     done = run("seame", "--model", "conformer", "--corpus", "nowhere")
-    assert done.returncode == 2
-    assert "--corpus='nowhere' is not possible: allowed is a folder that exists." in done.stderr
+    assert done.code == 2
+    assert "--corpus='nowhere' is not possible: allowed is a folder that exists." in done.err
     done = run("mini_an4", "--corpus", str(tmp_path))
-    assert done.returncode == 2
-    assert "mini_an4 brings its corpus" in done.stderr
+    assert done.code == 2
+    assert "mini_an4 brings its corpus" in done.err
 
 
 def test_an4_is_looked_for_below_downloads(run, tmp_path):
     (tmp_path / "an4_of_mine").mkdir()
     for _ in range(2):
-        called(run("an4", "--model", "transformer", "--corpus", "an4_of_mine"))
+        assert run("an4", "--model", "transformer", "--corpus", "an4_of_mine").options
     link = tmp_path / "work" / "egs2" / "an4" / "asr1" / "downloads" / "an4"
     assert link.readlink() == tmp_path / "an4_of_mine"
     link.unlink()
     link.mkdir()
     done = run("an4", "--model", "transformer", "--corpus", "an4_of_mine")
-    assert done.returncode == 2
-    assert f"{link} is there already" in done.stderr
+    assert done.code == 2
+    assert f"{link} is there already" in done.err
 
 
 def test_seames_first_stage_is_run_before_its_script(run, tmp_path):
     done = run("seame", "--model", "conformer", "--nj", "4")
-    before, _, after = done.stdout.partition("./run.sh\n")
-    first = before.splitlines()
+    first = done.out.splitlines()
     assert first[:7] == [
         "./asr.sh",
         *("--train_set", "train", "--valid_set", "valid", "--test_sets", "devman devsge"),
     ]
     assert first[-4:] == ["--stage", "1", "--stop_stage", "1"]
-    assert after.splitlines()[-4:] == ["--nj", "4", "--stage", "2"]
+    assert done.words[-4:] == ["--nj", "4", "--stage", "2"]
 
-    again = called(run("seame", "--model", "conformer"))
+    again = run("seame", "--model", "conformer").options
     assert "--stage" not in again, "with the tokens there, ESPnet's script starts by itself"
 
 
 def test_seame_stops_after_its_first_stage_if_told_to(run):
     done = run("seame", "--model", "conformer", "--stop_stage", "1")
-    assert done.returncode == 0
-    assert "./run.sh" not in done.stdout
+    assert done.code == 0
+    assert done.out.startswith("./asr.sh")
+    assert done.words is None
 
 
 def test_seame_without_its_first_stage_says_so(run, tmp_path):
     done = run("seame", "--model", "conformer", "--stage", "10")
-    assert done.returncode == 2
-    assert "data/train/token.man.2 is not there. What to do: run --stage 1 first" in done.stderr
+    assert done.code == 2
+    assert "data/train/token.man.2 is not there. What to do: run --stage 1 first" in done.err
 
 
-def test_the_script_s_failure_is_the_runner_s(run, cache, tmp_path):
-    called(run("an4", "--model", "transformer"))
-    script = tmp_path / "work" / "egs2" / "an4" / "asr1" / "run.sh"
-    script.unlink()
-    script.write_text("#!/bin/bash\nexit 7\n")
-    script.chmod(0o755)
-    assert run("an4", "--model", "transformer").returncode == 7
+def test_the_scripts_failure_is_the_runners(run, script, tmp_path):
+    assert run("an4", "--model", "transformer").options
+    stock = tmp_path / "work" / "egs2" / "an4" / "asr1" / "run.sh"
+    stock.unlink()
+    stock.write_text("#!/bin/bash\nexit 7\n")
+    stock.chmod(0o755)
+    assert script("an4", "--model", "transformer").returncode == 7
 
 
-def test_help(run):
-    done = run("seame", "--help")
+def test_seames_failing_first_stage_is_the_runners(run, tmp_path):
+    assert run("seame", "--model", "conformer", "--stop_stage", "1").code == 0
+    work = tmp_path / "work" / "egs2" / "seame" / "asr1"
+    (work / "data" / "train" / "token.man.2").unlink()
+    (work / "asr.sh").unlink()
+    (work / "asr.sh").write_text("#!/bin/bash\nexit 7\n")
+    (work / "asr.sh").chmod(0o755)
+    done = run("seame", "--model", "conformer")
+    assert done.code == 7
+    assert done.words is None
+
+
+def test_help(script):
+    done = script("seame", "--help")
     assert done.returncode == 0
     assert "--model MODEL" in done.stdout
     assert "--stage 10 --ngpu 2" in done.stdout
@@ -242,6 +296,6 @@ def with_configs():
 
 @pytest.mark.parametrize("recipe", with_configs())
 def test_what_a_runner_takes_by_default_is_there(run, recipe):
-    options = called(run(recipe))
+    options = run(recipe).options
     for option in ("--asr_config", "--inference_config"):
-        assert yaml.safe_load(recipes.Path(options[option]).read_text()), options[option]
+        assert yaml.safe_load(Path(options[option]).read_text()), options[option]

@@ -1,14 +1,14 @@
 """The runner for several seeds, and the program that gathers their error rates."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-HOME = Path(__file__).resolve().parents[2]
+from tests.egs.programs import HOME, load
+
+gather = load("egs/an4/gather.py")
 
 # Table 21 of the paper.
 SEEDS = ["2048", "233", "666", "1024", "3407"]
@@ -39,16 +39,6 @@ SCLITE = """\
 |---|---|---|---|---|---|---|---|---|
 |decode_asr_asr_model_valid.acc.ave/test|130|2695|99.0|0.5|0.5|0.5|1.6|8.5|
 """
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-gather = load(HOME / "egs" / "an4" / "gather.py")
 
 
 def write_results(exp, model, seed, text):
@@ -98,7 +88,7 @@ def test_one_seed_has_no_sample_variance(tmp_path, capsys):
 
 def test_results_by_jiwer_are_read_too(tmp_path, monkeypatch):
     """Three of five words right: one is wrong and one is missing; the valid set is not the test."""
-    results = load(HOME / "egs" / "mini_an4" / "results.py")
+    results = load("egs/mini_an4/results.py")
     exp, dump = tmp_path / "asr_x_seed1", tmp_path / "dump" / "raw"
     for folder, text in (
         (exp / "decode", "a ONE TWO\nb FOR\n"),
