@@ -2,9 +2,10 @@
 
 What is not listed below goes to ESPnet's run.sh as it is, for example ``--stage 10 --ngpu 2``;
 ``--stage`` counts as ESPnet does: 1-5 prepare data, 10 collects statistics, 11 trains, 12
-decodes, 13 scores, 14 packs (with ``--skip_packing false``). Decoding uses no language model
-unless you say ``--use_lm true``. Several models share one working copy and its data: prepare
-the data with the first, and begin with ``--stage 10`` for the others.
+decodes, 13 scores, 14 packs (with ``--skip_packing false``; SEAME's run.sh stops at 13 unless
+``--stop_stage`` says otherwise). Decoding uses no language model unless you say ``--use_lm
+true``. Several models share one working copy and its data: prepare the data with the first, and
+begin with ``--stage 10`` for the others.
 """
 
 import argparse
@@ -195,15 +196,22 @@ def _seame_first(work: Path, options: list[str]) -> list[str] | None:
     """
     if (work / "data" / "train" / "token.man.2").is_file():
         return options
-    if int(_value(options, "--stage") or 1) > 1:
+    if _stage(options, "--stage", usual=1) > 1:
         raise RecipeError(f"{work}/data/train/token.man.2 is not there", "run --stage 1 first")
     sets = ["--train_set", "train", "--valid_set", "valid", "--test_sets", "devman devsge"]
     subprocess.run(
         ["./asr.sh", *sets, *options, "--stage", "1", "--stop_stage", "1"], cwd=work, check=True
     )
-    if int(_value(options, "--stop_stage") or 13) == 1:
+    if _stage(options, "--stop_stage", usual=13) == 1:
         return None
     return [*options, "--stage", "2"]
+
+
+def _stage(options: list[str], name: str, usual: int) -> int:
+    value = _value(options, name) or str(usual)
+    if not value.isdecimal():
+        raise OptionError(name, value, "the number of a stage")
+    return int(value)
 
 
 #: Stage 1 ends with a download of 1.5 GB of text, and stage 4 reads it, for a language model only.

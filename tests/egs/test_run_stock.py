@@ -262,6 +262,12 @@ def test_seame_without_its_first_stage_says_so(run, tmp_path):
     assert "data/train/token.man.2 is not there. What to do: run --stage 1 first" in done.err
 
 
+def test_a_stage_is_a_number(run):
+    done = run("seame", "--model", "conformer", "--stage", "ten")
+    assert done.code == 2
+    assert "--stage='ten' is not possible: allowed is the number of a stage." in done.err
+
+
 def test_the_scripts_failure_is_the_runners(run, script, tmp_path):
     assert run("an4", "--model", "transformer").options
     stock = tmp_path / "work" / "egs2" / "an4" / "asr1" / "run.sh"

@@ -4,11 +4,15 @@ import re
 import subprocess
 
 import pytest
+import yaml
 
 from espnet_bimamba import recipes
 from espnet_bimamba.cli.recipes import RECIPES
+from tests.egs.programs import load
 
 pytestmark = pytest.mark.recipe
+
+run_stock = load("egs/run_stock.py")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -34,6 +38,14 @@ def test_the_programs_are_those_that_the_scripts_call(tree, name):
         "sclite": True,
     }
     assert needed == {program for program, found in in_use.items() if found}
+
+
+@pytest.mark.parametrize("name", run_stock.RECIPES)
+def test_the_baselines_are_files_of_the_recipe(tree, name):
+    conf = tree / "egs2" / name / "asr1" / "conf"
+    for model, file in run_stock.RECIPES[name].baselines.items():
+        config = yaml.safe_load((conf / file).read_text())
+        assert model.startswith(config["encoder"]), (model, file)
 
 
 def test_speed_perturbation_asks_for_sox_and_scoring_for_sclite(tree):
