@@ -123,7 +123,7 @@ def draw(rates: Mapping[str, Mapping[int, float]], file: Path, test_set: str) ->
         axes.hlines(statistics.fmean(values), place - 0.2, place + 0.2, color=f"C{place}")
     axes.set_xticks(range(len(rates)), list(rates))
     axes.set_xlim(-0.5, len(rates) - 0.5)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * max(rate for row in rates.values() for rate in row.values()) or 1)
     axes.set_ylabel(f"word error rate on {test_set} (%)")
     axes.set_title("a dot a seed, a bar the mean")
     part = file.with_name(f".{os.getpid()}.{file.name}")
