@@ -78,6 +78,44 @@ def test_two_espnet2_processes_agree_with_one(overfitted, config, tmp_path):
     torch.testing.assert_close(parameters(two), parameters(one), rtol=1e-4, atol=1e-5)
 
 
+# Stand-ins for a queue of two machines: the one submits, the other starts a task on each machine.
+SLURM = {
+    "slurm.pl": """\
+#!/usr/bin/env bash
+[ "$1 $2 $5 $6" = "--gpu 0 --num_nodes 2" ] || exit 3
+exec "${@:8}" > "$7" 2>&1
+""",
+    "srun": """\
+#!/usr/bin/env bash
+export SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST='node[1-2]' SLURM_LOCALID=0
+SLURM_PROCID=0 SLURM_NODEID=0 "${@:2}" & first=$!
+SLURM_PROCID=1 SLURM_NODEID=1 "${@:2}" & second=$!
+wait $first && wait $second
+""",
+}
+
+
+@pytest.mark.parametrize("config", ["transbimamba"], indirect=True)
+def test_two_machines_of_a_slurm_queue_agree_with_one_process(
+    overfitted, config, tmp_path, monkeypatch
+):
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "train.log"
+    train(overfitted, config, one)
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    launcher = ["-m", "espnet2.bin.launch", "--cmd", "slurm.pl", "--log", str(log)]
+    launcher += ["--ngpu", "0", "--num_nodes", "2", "--init_file_prefix", f"{tmp_path}/meeting_"]
+    program = (*launcher, "--", sys.executable, "-m", "espnet2.bin.asr_train")
+    train(overfitted, config, two, program=program)
+
+    assert "--dist_launcher slurm" in log.read_text()
+    assert ":0/2]" in log.read_text(), "it should have been the first of two"
+    torch.testing.assert_close(losses(two), losses(one), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(parameters(two), parameters(one), rtol=1e-4, atol=1e-5)
+
+
 # Of the training loss ESPnet3 logs the first process's share, of the validation loss the mean.
 EPOCH_ENDS = re.compile(r"epoch_summary:\d+epoch:valid: .*?\bloss=([^,]+),")
 
@@ -111,10 +149,11 @@ def lightning_config(file, encoder, processes):
     return file
 
 
-def train_with_lightning(recipe, config):
+def run_espnet3(recipe, *options):
+    """Runs stages of an ESPnet3 recipe, with one thread; returns what they printed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(recipe)}
     done = subprocess.run(
-        [sys.executable, "run.py", "--stages", "train", "--training_config", str(config)],
+        [sys.executable, "run.py", "--stages", *map(str, options)],
         cwd=recipe,
         env=environment,
         capture_output=True,
@@ -122,10 +161,15 @@ def train_with_lightning(recipe, config):
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout + done.stderr
+
+
+def train_with_lightning(recipe, config):
+    printed = run_espnet3(recipe, "train", "--training_config", config)
     exp = recipe / "exp" / config.stem
     state = torch.load(exp / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
     losses = [float(loss) for loss in EPOCH_ENDS.findall((exp / "train.log").read_text())]
-    return done.stdout + done.stderr, losses, state
+    return printed, losses, state
 
 
 @pytest.mark.parametrize("encoder", ["transbimamba", "e_branchbimamba"])
@@ -141,3 +185,22 @@ def test_two_lightning_processes_agree_with_one(overfitted3, encoder, tmp_path):
     assert one[2] < one[0] - 1, "the training should get somewhere"
     torch.testing.assert_close(two, one, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(two_state, one_state, rtol=1e-4, atol=1e-5)
+
+
+def test_two_dask_workers_transcribe_as_one_does(overfitted3, tmp_path):
+    recipe = overfitted3.root / "egs3" / "mini_an4" / "esp2_asr"
+    conf = HOME / "conf" / "mini_an4" / "espnet3"
+    config = yaml.safe_load((conf / "inference.yaml").read_text())
+    config["dataset"]["test"] = [{"name": "train", "data_src_args": {"split": "train"}}]
+    config["batch_size"] = 1  # what a worker gets is whole batches
+    config["parallel"] |= {"env": "local", "n_workers": 2}
+    file = tmp_path / "two_workers.yaml"
+    file.write_text(yaml.safe_dump(config))
+    training = conf / "training_e_branchbimamba.yaml"
+    run_espnet3(recipe, "infer", "--training_config", training, "--inference_config", file)
+
+    exp = recipe / "exp" / training.stem
+    one, two = exp / "inference" / "train", exp / "two_workers" / "train"
+    parts = [(two / f"split.{part}" / "text.scp").read_text() for part in range(2)]
+    assert [len(part.splitlines()) for part in parts] == [2, 2]
+    assert (two / "text.scp").read_text() == (one / "text.scp").read_text() == "".join(parts)
