@@ -1,0 +1,227 @@
+"""The paper's Figure 3: decision boundaries of BiMamba without and with a feed-forward network.
+
+The paper shows a picture and gives neither data nor sizes, so both are chosen here, and controls
+added: see docs/figure3.md.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from boundaries import BOUNDARIES, HALF_WIDTH, Points
+from classifiers import Classifier, Design, Training, accuracy, parameters, trained
+
+TEST_POINTS = 4000
+SEEDS = 5
+
+#: Seeds of the data lie apart from those of the models.
+DATA_SEED = 1000
+
+#: The seed and the rows whose boundaries are drawn.
+DRAWN_SEED = 0
+DRAWN = ("no layer", "BiMamba", "BiMamba + FFN", "BiMamba, as large", "2 BiMamba, as large")
+PIXELS = 120
+EDGE = 1.25 * HALF_WIDTH
+
+#: Row, its design, boundary, seed.
+type Job = tuple[str, Design, str, int]
+type Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one classifier did."""
+
+    row: str
+    boundary: str
+    seed: int
+    train_accuracy: float
+    test_accuracy: float
+
+
+def rows(variations: bool = False) -> dict[str, Design]:
+    """Return what is compared, by the name of its row.
+
+    Four designs belong together: a layer, the same with a feed-forward network, and without one
+    but with as many parameters, in one wider layer or in two.
+
+    Args:
+        variations: Whether to vary what the paper leaves open, too.
+    """
+    main = {
+        "no layer": Design(layers=0),
+        "attention": Design("attention"),
+        "attention + FFN": Design("attention", ffn=True),
+        **_family("BiMamba", Design(), wider=19, two=12),
+    }
+    if not variations:
+        return main
+    return {
+        **main,
+        **_family("BiMamba of width 6", Design(width=6), wider=7, two=4),
+        **_family("BiMamba, no residual", Design(residual=False), wider=19, two=12),
+        **_family("InnBiMamba", Design("innbimamba"), wider=20, two=12),
+        **_family("BiMamba, 2 frames", Design(frames=2), wider=19, two=12),
+    }
+
+
+def _family(name: str, design: Design, wider: int, two: int) -> dict[str, Design]:
+    """Return four designs; ``wider`` and ``two`` are the widths that match the second's count."""
+    return {
+        name: design,
+        f"{name} + FFN": replace(design, ffn=True),
+        f"{name}, as large": replace(design, width=wider),
+        f"2 {name}, as large": replace(design, width=two, layers=2),
+    }
+
+
+def data(boundary: str, seed: int, training: Training) -> tuple[Points, Points]:
+    """Draw the training and the test points, the same for every classifier of a seed."""
+    generator = torch.Generator().manual_seed(DATA_SEED + seed)
+    draw = BOUNDARIES[boundary]
+    return draw(training.points, generator), draw(TEST_POINTS, generator)
+
+
+def outcome(job: Job, training: Training) -> tuple[Outcome, Array | None]:
+    """Train and test one classifier; return what it takes for which label, too, if it is drawn."""
+    row, design, boundary, seed = job
+    train, test = data(boundary, seed, training)
+    model = trained(design, train, training, seed)
+    done = Outcome(row, boundary, seed, accuracy(model, train), accuracy(model, test))
+    return done, shares(model) if seed == DRAWN_SEED and row in DRAWN else None
+
+
+@torch.inference_mode()
+def shares(model: Classifier) -> Array:
+    """Return the probability of label 1, ``(y, x)``, on a grid over the picture."""
+    ticks = torch.linspace(-EDGE, EDGE, PIXELS)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    points = torch.stack([x.flatten(), y.flatten()], dim=-1)
+    return torch.sigmoid(model(points)).view(PIXELS, PIXELS).numpy()
+
+
+def table(outcomes: list[Outcome], designs: dict[str, Design]) -> str:
+    """Return test accuracies in per cent, mean and standard deviation over the seeds."""
+    lines = [
+        f"| | width | parameters | {' | '.join(BOUNDARIES)} |",
+        f"|---|---|---|{'---|' * len(BOUNDARIES)}",
+    ]
+    for row, design in designs.items():
+        cells = [_cell(outcomes, row, boundary) for boundary in BOUNDARIES]
+        counted = f"{design.width} | {parameters(design):,}"
+        lines.append(f"| {row} | {counted} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(outcomes: list[Outcome], row: str, boundary: str) -> str:
+    found = [100 * o.test_accuracy for o in outcomes if (o.row, o.boundary) == (row, boundary)]
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.1f}{spread}"
+
+
+def draw(
+    outcomes: list[Outcome],
+    grids: dict[tuple[str, str], Array],
+    training: Training,
+    stem: Path,
+) -> list[Path]:
+    """Draw the boundaries of :data:`DRAWN` over their training points, as PNG and SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "figure3"
+    size = (2.1 * len(DRAWN), 2.3 * len(BOUNDARIES))
+    figure, panels = plt.subplots(len(BOUNDARIES), len(DRAWN), figsize=size, layout="constrained")
+    reached = {(o.row, o.boundary): o.test_accuracy for o in outcomes if o.seed == DRAWN_SEED}
+    for line, boundary in zip(panels, BOUNDARIES, strict=True):
+        train, _ = data(boundary, DRAWN_SEED, training)
+        for axes, row in zip(line, DRAWN, strict=True):
+            _panel(axes, train, grids[row, boundary])
+            axes.set_title(f"{row}\n{boundary}, {reached[row, boundary]:.1%}", fontsize=8)
+    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        # No date inside: the same boundaries give the same file.
+        metadata = {"Date": None} if file.suffix == ".svg" else None
+        figure.savefig(file, dpi=80, metadata=metadata)
+    plt.close(figure)
+    return files
+
+
+def _panel(axes: Any, points: Points, grid: Array) -> None:
+    area = (-EDGE, EDGE, -EDGE, EDGE)
+    axes.imshow(grid, "coolwarm", vmin=0, vmax=1, extent=area, origin="lower", alpha=0.6)
+    axes.contour(grid, [0.5], extent=area, origin="lower", colors="black", linewidths=0.8)
+    colors = ["#b40426" if label else "#3b4cc0" for label in points.labels.tolist()]
+    # As pixels: in the SVG a thousand dots would outweigh all else.
+    axes.scatter(*points.xy.T.numpy(), s=1.5, c=colors, lw=0, rasterized=True)
+    axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the experiment; return the exit code."""
+    args = _parse(argv)
+    start = time.perf_counter()
+    training = Training(updates=args.updates)
+    designs = rows(args.variations)
+    jobs = [
+        (row, design, boundary, seed)
+        for row, design in designs.items()
+        for boundary in BOUNDARIES
+        for seed in range(args.seeds)
+    ]
+    done = list(_run(jobs, training, args.processes))
+    outcomes = [result for result, _ in done]
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = table(outcomes, designs)
+    (args.out / "table.md").write_text(text + "\n")
+    written = {"training": asdict(training), "outcomes": [asdict(o) for o in outcomes]}
+    (args.out / "outcomes.json").write_text(json.dumps(written, indent=1) + "\n")
+    grids = {(o.row, o.boundary): grid for o, grid in done if grid is not None}
+    files = draw(outcomes, grids, training, args.out / "figure3")
+    print(text, "", *files, f"{time.perf_counter() - start:.0f} s", sep="\n")
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("exp/figure3"), help="exp/figure3")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how many; {SEEDS}")
+    parser.add_argument("--updates", type=int, default=Training.updates, help="of each classifier")
+    parser.add_argument("--variations", action="store_true", help="more rows, five times the time")
+    parser.add_argument("--processes", type=int, default=2, help="2, each with one thread")
+    args = parser.parse_args(argv)
+    for option in ("seeds", "updates", "processes"):
+        if getattr(args, option) < 1:
+            parser.error(f"--{option} must be at least 1, not {getattr(args, option)}")
+    return args
+
+
+def _run(
+    jobs: list[Job], training: Training, processes: int
+) -> Iterable[tuple[Outcome, Array | None]]:
+    # The operations are so small that a second thread within one brings nothing.
+    torch.set_num_threads(1)
+    run = partial(outcome, training=training)
+    if processes == 1:
+        yield from map(run, jobs)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        yield from pool.map(run, jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

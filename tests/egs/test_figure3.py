@@ -1,0 +1,188 @@
+"""The points are what they are said to be, classifiers too, and the program counts right."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from tests.egs.programs import modules_of
+
+POINTS = 40_000
+
+
+@pytest.fixture(scope="module")
+def figure3():
+    with modules_of("figure3", "figure3") as (module,):
+        yield module
+
+
+def drawn(figure3, boundary, seed=0, count=POINTS):
+    points = figure3.BOUNDARIES[boundary](count, torch.Generator().manual_seed(seed))
+    return points.xy.double(), points.labels.double()
+
+
+def right(rule, labels):
+    return (rule.double() == labels).double().mean().item()
+
+
+def best_line(xy, labels):
+    """Return the accuracy of the best of many lines, either side up."""
+    best = 0.0
+    for angle in torch.linspace(0, math.pi, 60):
+        along = xy @ torch.tensor([angle.cos(), angle.sin()], dtype=torch.float64)
+        for offset in torch.linspace(-2, 2, 41):
+            found = right(along > offset, labels)
+            best = max(best, found, 1 - found)
+    return best
+
+
+def test_on_the_blobs_the_best_line_is_as_right_as_two_gaussians_allow(figure3):
+    xy, labels = drawn(figure3, "blobs")
+    # The centres are sqrt(2) away from the line, at a deviation of 0.7.
+    bayes = 0.5 * (1 + math.erf(math.sqrt(2) / 0.7 / math.sqrt(2)))
+    assert bayes == pytest.approx(0.978, abs=5e-4)
+    noise = math.sqrt(bayes * (1 - bayes) / POINTS)
+    assert right(xy.sum(-1) > 0, labels) == pytest.approx(bayes, abs=4 * noise)
+
+
+def test_on_the_spirals_the_nearer_arm_is_right_and_no_line_is(figure3):
+    xy, labels = drawn(figure3, "spirals")
+    angle, radius = torch.atan2(xy[:, 1], xy[:, 0]), xy.norm(dim=-1)
+    # An arm of label 0 is at radius 2 when it has turned by four pi; the other is half a turn on.
+    halves = (angle - 4 * math.pi * radius / 2) / math.pi
+    assert right(halves.round().remainder(2), labels) > 0.99
+    assert best_line(xy[:4000], labels[:4000]) < 0.65
+    assert labels.mean() == 0.5
+
+
+def test_on_the_checkerboard_the_field_is_right_and_no_line_is(figure3):
+    xy, labels = drawn(figure3, "checkerboard")
+    field = ((xy[:, 0] + 2).long() + (xy[:, 1] + 2).long()) % 2
+    assert right(field, labels) == 1.0
+    assert best_line(xy[:4000], labels[:4000]) < 0.6
+    assert labels.mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("boundary", ["blobs", "spirals", "checkerboard"])
+def test_a_seed_fixes_the_points_and_test_points_are_others(figure3, boundary):
+    training = figure3.Training(points=50)
+    train, test = figure3.data(boundary, 3, training)
+    again, _ = figure3.data(boundary, 3, training)
+    other, _ = figure3.data(boundary, 4, training)
+    assert train.xy.equal(again.xy)
+    assert not train.xy.equal(other.xy)
+    assert len(train.xy) == 50
+    assert not train.xy.equal(test.xy[:50])
+
+
+def test_classifiers_have_the_parameters_of_the_layers_they_name(figure3):
+    designs = figure3.rows(variations=True)
+    counts = {row: figure3.parameters(design) for row, design in designs.items()}
+    # Embedding, last norm, output at a width of 16.
+    around = (2 * 16 + 16) + 2 * 16 + (16 + 1)
+    # in_proj, conv1d, x_proj, dt_proj, A_log and D, out_proj at 32 channels, 16 states, rank 1.
+    mamba = 16 * 64 + 32 * 5 + 32 * 33 + 32 * 2 + 32 * 17 + 32 * 16
+    ffn = 2 * 16 + (16 * 64 + 64) + (64 * 16 + 16)
+    assert counts["no layer"] == around
+    assert counts["BiMamba"] == counts["BiMamba, no residual"] == around + 2 * 16 + 2 * mamba
+    assert counts["BiMamba + FFN"] == counts["BiMamba"] + ffn
+    # One number less of input for each of 16.
+    assert counts["BiMamba, 2 frames"] == counts["BiMamba"] - 16
+    assert counts["attention"] == around + 2 * 16 + 4 * (16 * 16 + 16)
+
+
+def test_as_large_means_the_nearest_width(figure3):
+    designs = figure3.rows(variations=True)
+    matched = [row for row in designs if row.endswith("as large")]
+    assert len(matched) == 10
+    for row in matched:
+        family = row.removesuffix(", as large").removeprefix("2 ")
+        wanted = figure3.parameters(designs[f"{family} + FFN"])
+
+        def gap(width, design=designs[row], wanted=wanted):
+            return abs(figure3.parameters(dataclasses.replace(design, width=width)) - wanted)
+
+        width = designs[row].width
+        assert gap(width) < min(gap(width - 1), gap(width + 1)), row
+        assert gap(width) < 0.05 * wanted, row
+
+
+def test_a_point_of_two_frames_gives_a_coordinate_to_each(figure3):
+    torch.manual_seed(0)
+    model = figure3.Classifier(figure3.Design(frames=2, layers=0))
+    with torch.no_grad():
+        one, other = model(torch.tensor([[0.3, -0.7], [-0.7, 0.3]]))
+    # With no layer the frames do not meet: their order cannot matter.
+    assert one.item() == pytest.approx(other.item(), abs=1e-6)
+    mixed = figure3.Classifier(figure3.Design(frames=2))
+    with torch.no_grad():
+        one, other = mixed(torch.tensor([[0.3, -0.7], [-0.7, 0.3]]))
+    assert abs(one.item() - other.item()) > 1e-4
+
+
+def test_accuracy_counts_the_points_on_their_side(figure3):
+    points = figure3.Points(torch.tensor([[1.0, 0], [2, 0], [-1, 0], [3, 0]]), torch.ones(4))
+    assert figure3.accuracy(lambda xy: xy[:, 0], points) == 0.75
+
+
+def test_a_small_classifier_learns_the_blobs_and_a_seed_fixes_it(figure3):
+    training = figure3.Training(updates=25)
+    job = ("row", figure3.Design(width=4, ffn=True), "blobs", 1)
+    first, grid = figure3.outcome(job, training)
+    second, _ = figure3.outcome(job, training)
+    assert first == second
+    assert grid is None
+    assert 0.95 < first.test_accuracy < 0.985
+
+
+def test_a_grid_has_a_row_for_each_second_coordinate(figure3):
+    grid = figure3.shares(lambda xy: xy[:, 1])
+    edge = 1 / (1 + math.exp(-2.5))
+    assert grid.shape == (120, 120)
+    assert grid[-1].tolist() == pytest.approx([edge] * 120)
+    assert grid[0].tolist() == pytest.approx([1 - edge] * 120)
+
+
+def test_the_table_holds_mean_and_deviation_over_the_seeds(figure3):
+    found = [
+        figure3.Outcome("row", boundary, seed, 1.0, accuracy)
+        for boundary, accuracies in {
+            "blobs": (0.9, 1.0),
+            "spirals": (0.5, 0.5),
+            "checkerboard": (0.61, 0.65),
+        }.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    lines = figure3.table(found, {"row": figure3.Design(layers=0)}).splitlines()
+    assert lines[0] == "| | width | parameters | blobs | spirals | checkerboard |"
+    # Two values lie 1 / sqrt(2) of their distance from their mean, by n - 1.
+    assert lines[2] == "| row | 16 | 97 | 95.0 ± 7.1 | 50.0 ± 0.0 | 63.0 ± 2.8 |"
+
+
+def test_the_program_writes_table_outcomes_and_pictures(figure3, tmp_path, monkeypatch, capsys):
+    few = {row: figure3.rows()[row] for row in figure3.DRAWN[:2]}
+    monkeypatch.setattr(figure3, "rows", lambda _: few)
+    monkeypatch.setattr(figure3, "DRAWN", tuple(few))
+    options = ["--seeds", "1", "--updates", "2", "--processes", "1", "--out", str(tmp_path)]
+    assert figure3.main(options) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    written = json.loads((tmp_path / "outcomes.json").read_text())
+    assert written["training"] == {
+        "points": 1000,
+        "batch": 100,
+        "updates": 2,
+        "learning_rate": 0.01,
+    }
+    assert len(written["outcomes"]) == 6
+    assert (tmp_path / "figure3.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "figure3.svg").read_text().count("<image") == 12
+
+
+def test_options_that_mean_nothing_are_refused(figure3, capsys):
+    with pytest.raises(SystemExit) as ended:
+        figure3.main(["--seeds", "0"])
+    assert ended.value.code == 2
+    assert "--seeds must be at least 1, not 0" in capsys.readouterr().err
