@@ -1,0 +1,188 @@
+"""Reads what ESPnet's ``asr.sh`` leaves of a training: its log, and what the model heard."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_bimamba.errors import BiMambaError
+
+#: The sets that are decoded.
+SETS = ("dev", "test")
+
+_FOLDER = re.compile(r"asr_(?P<model>.+)_seed(?P<seed>\d+)")
+_EPOCH = re.compile(r"(\d+)epoch results: \[train\] (.*), \[valid\] (.*?)(?:, \[att_plot\] .*)?$")
+_PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+ [KMB]?)")
+# Not `iter_time=`, `forward_time=` and so on.
+_SPAN = re.compile(r"(?<!\w)time=((?:[\d.]+ (?:day|hour|minute|second)s?(?:, | and )?)+)")
+_PART = re.compile(r"([\d.]+) (day|hour|minute|second)")
+_SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+_CER = re.compile(r"(?<!\w)cer_ctc=([\d.e+-]+)")
+
+
+class ResultsError(BiMambaError):
+    """An experiment folder does not hold what it should; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch as the training log reports it.
+
+    Attributes:
+        number: From 1 on.
+        dev_cer: Of the greedy CTC output on the dev set, a share; the log has three decimals.
+        seconds: Of training and validation together.
+    """
+
+    number: int
+    dev_cer: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was said and what was heard, utterance by utterance.
+
+    Attributes:
+        speakers: Who spoke.
+        references: What was said.
+        hypotheses: What the model heard; may be empty.
+    """
+
+    speakers: list[str]
+    references: list[str]
+    hypotheses: list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        model: Its name, as in ``--model``.
+        seed: Its seed, as in ``--seed``.
+        parameters: Their number as the log gives it, for example "2.05 M".
+        epochs: Those that were finished, in order.
+        texts: By the set's name; a set that was not decoded is missing.
+    """
+
+    model: str
+    seed: int
+    parameters: str
+    epochs: list[Epoch]
+    texts: dict[str, Text]
+
+
+def read_all(recipe: Path) -> list[Run]:
+    """Read all of a recipe's trainings, ordered by model and seed.
+
+    Args:
+        recipe: The folder that holds ``exp`` and ``dump``.
+
+    Raises:
+        ResultsError: There is none, or one of them is damaged.
+    """
+    found = [
+        (match["model"], int(match["seed"]), folder)
+        for folder in recipe.glob("exp/asr_*_seed*")
+        if (match := _FOLDER.fullmatch(folder.name)) and (folder / "train.log").is_file()
+    ]
+    if not found:
+        raise ResultsError(f"{recipe}/exp holds no asr_MODEL_seedN with a train.log")
+    return [read(folder, model, seed, recipe) for model, seed, folder in sorted(found)]
+
+
+def read(folder: Path, model: str, seed: int, recipe: Path) -> Run:
+    """Read one training and, where it was decoded, its transcripts."""
+    log = "\n".join(path.read_text(errors="replace") for path in _logs(folder))
+    counted = _PARAMETERS.search(log)
+    if counted is None:
+        raise ResultsError(f"{folder}/train.log says no number of parameters: did it start?")
+    texts = {name: _text(folder, name, recipe) for name in SETS}
+    decoded = {name: text for name, text in texts.items() if text is not None}
+    return Run(model, seed, counted[1].strip(), epochs(log.splitlines()), decoded)
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Return the log and those of the runs that it continued, ``train.N.log``, oldest first."""
+    older = [path for path in folder.glob("train.*.log") if path.suffixes[0][1:].isdigit()]
+    older.sort(key=lambda path: int(path.suffixes[0][1:]), reverse=True)
+    return [*older, folder / "train.log"]
+
+
+def epochs(lines: Iterable[str]) -> list[Epoch]:
+    """Read a training log's epochs; of one that was trained twice, the later.
+
+    Raises:
+        ResultsError: An epoch's line lacks the error rate or the time.
+    """
+    found = {}
+    for line in lines:
+        if match := _EPOCH.search(line):
+            number, train, valid = match.groups()
+            spans, rate = [_SPAN.search(train), _SPAN.search(valid)], _CER.search(valid)
+            if rate is None or None in spans:
+                raise ResultsError(f"no cer_ctc or no time in the training log's line: {line}")
+            spent = sum(seconds(span[1]) for span in spans if span)
+            found[int(number)] = Epoch(int(number), float(rate[1]), spent)
+    return [found[number] for number in sorted(found)]
+
+
+def seconds(span: str) -> float:
+    """Read a duration as ESPnet writes it: ``1 minute and 12.5 seconds``."""
+    return sum(float(count) * _SECONDS[unit] for count, unit in _PART.findall(span))
+
+
+def _text(folder: Path, name: str, recipe: Path) -> Text | None:
+    # asr.sh keeps a validation set, when it is decoded, under its name before long utterances
+    # were removed: org/dev.
+    places = [
+        place for place in (name, f"org/{name}") if any(folder.glob(f"decode_*/{place}/text"))
+    ]
+    heard = [path for place in places for path in sorted(folder.glob(f"decode_*/{place}/text"))]
+    if not heard:
+        return None
+    if len(heard) > 1:
+        raise ResultsError(
+            f"{folder} was decoded more than once: {', '.join(map(str, heard))}; leave one"
+        )
+    said = recipe / "dump" / "raw" / places[0]
+    return text(said / "text", heard[0], said / "utt2spk")
+
+
+def text(said: Path, heard: Path, utt2spk: Path) -> Text:
+    """Read the references and hypotheses of a set.
+
+    Raises:
+        ResultsError: They are not about the same utterances.
+    """
+    references, hypotheses, speakers = table(said), table(heard), table(utt2spk)
+    for other, path in ((hypotheses, heard), (speakers, utt2spk)):
+        if odd := sorted(references.keys() ^ other.keys()):
+            raise ResultsError(
+                f"{said} and {path} differ in {len(odd)} utterances, {odd[0]} the first"
+            )
+    names = sorted(references)
+    return Text(*([t[name] for name in names] for t in (speakers, references, hypotheses)))
+
+
+def table(path: Path) -> dict[str, str]:
+    """Read lines of a name and, may be, a text.
+
+    Raises:
+        ResultsError: The file is missing.
+    """
+    if not path.is_file():
+        raise ResultsError(f"{path} is missing")
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line[0]: " ".join(line[1:]).strip() for line in lines if line}
+
+
+def units(kind: str, sentence: str) -> Sequence[str]:
+    """Split a sentence into what ``kind`` counts: the spaces are characters, as ESPnet has it.
+
+    Args:
+        kind: ``CER`` or ``WER``.
+        sentence: The text.
+    """
+    return sentence.split() if kind == "WER" else list(" ".join(sentence.split()))
