@@ -13,8 +13,8 @@ SETS = ("dev", "test")
 _FOLDER = re.compile(r"asr_(?P<model>.+)_seed(?P<seed>\d+)")
 _EPOCH = re.compile(r"(\d+)epoch results: \[train\] (.*), \[valid\] (.*?)(?:, \[att_plot\] .*)?$")
 _PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+ [KMB]?)")
-# Not `iter_time=`, `forward_time=` and so on.
-_SPAN = re.compile(r"(?<!\w)time=((?:[\d.]+ (?:day|hour|minute|second)s?(?:, | and )?)+)")
+# Not `iter_time=0.1` and so on: those have no unit.
+_SPAN = re.compile(r"time=((?:[\d.]+ (?:day|hour|minute|second)s?(?:, | and )?)+)")
 _PART = re.compile(r"([\d.]+) (day|hour|minute|second)")
 _SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 _CER = re.compile(r"(?<!\w)cer_ctc=([\d.e+-]+)")

@@ -128,10 +128,11 @@ def test_a_training_is_read_from_what_espnet_logs(runs, recipe):
 def test_a_continued_training_has_the_epochs_of_all_its_logs(runs, recipe):
     folder = train(recipe, "conformer", 1, cers=[0.8, 0.7, 0.6])
     (folder / "train.log").rename(folder / "train.10.log")
-    write(folder / "train.2.log", [log_line(3, 0.55, 60, 5)])
-    write(folder / "train.log", [log_line(3, 0.5, 60, 5), log_line(4, 0.4, 60, 5)])
+    write(folder / "train.2.log", [log_line(n, cer, 60, 5) for n, cer in [(2, 0.65), (3, 0.5)]])
+    write(folder / "train.log", [log_line(3, 0.45, 60, 5), log_line(4, 0.4, 60, 5)])
     (run,) = runs.read_all(recipe)
-    assert [(e.number, e.dev_cer) for e in run.epochs] == [(1, 0.8), (2, 0.7), (3, 0.5), (4, 0.4)]
+    assert [e.number for e in run.epochs] == [1, 2, 3, 4]
+    assert [e.dev_cer for e in run.epochs] == [0.8, 0.65, 0.45, 0.4]
 
 
 @pytest.mark.parametrize("seconds", [0.25, 1, 59.5, 60, 61.25, 725, 3600, 3725.5, 90061])
@@ -210,6 +211,23 @@ def test_tables_name_the_baseline_first_and_average_seeds(results, runs, recipe)
         ["conformer", "dev", "2", "16.7 ± 23.6", "25.0 ± 35.4"],
         ["conformer", "test", "2", "16.7 ± 23.6", "25.0 ± 35.4"],
     ]
+
+
+def test_each_draw_averages_the_seeds(results, runs, recipe):
+    train(recipe, "conformer", 1, SAID)
+    train(recipe, "conformer", 2, HEARD["nothing"][0])
+    found = results.Results(runs.read_all(recipe), "conformer")
+    assert "| conformer | 2 | 50.0 (50.0 to 50.0) |" in results.error_rates(found)
+
+
+def test_what_is_drawn_is_the_utterance_or_on_demand_the_speaker(results, runs, recipe):
+    train(recipe, "conformer", 1, SAID)
+    read = runs.read_all(recipe)
+    alone = results.Results(read, "conformer").resampling("test").weights
+    by_speaker = results.Results(read, "conformer", "speaker").resampling("test").weights
+    assert (alone[:, 0] != alone[:, 1]).any()
+    assert (by_speaker[:, 0] == by_speaker[:, 1]).all()
+    assert (by_speaker[:, 0] + by_speaker[:, 2] == 2).all()
 
 
 def test_differences_are_paired(results, runs, recipe):
