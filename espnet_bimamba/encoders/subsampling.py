@@ -12,12 +12,13 @@ PIECE = 256
 class SubsamplingConvolutions(nn.Sequential):
     """What stands in ``conv`` of ESPnet's ``Conv2dSubsampling`` and its kin.
 
-    Where no gradient is recorded, time is cut into pieces that overlap by what the convolutions
-    see beside a frame: the numbers are the same, on Intel's processors to the bit, on others but
-    for last digits where a product of another size is added up in another order. The activations
+    Where no gradient is recorded, time is cut into pieces that overlap by what the convolutions see
+    beside a frame: the numbers are the same, on Intel's processors to the bit, on others but for
+    last digits where a product of another size is added up in another order. The activations
     between the convolutions (for an hour of speech 256 channels, 180,000 frames and 39 features of
-    float32, 7.2 GB) never exist at once. On the CPU pieces are laid out with neighbouring channels side by
-    side, which oneDNN convolves a third faster; it adds up in another order than in training.
+    float32, 7.2 GB) never exist at once. On the CPU pieces are laid out with neighbouring channels
+    side by side, which oneDNN convolves a third faster; it adds up in another order than in
+    training.
 
     Args:
         *modules: Convolutions over time, whose axis is the third, and functions of one element;
