@@ -32,6 +32,11 @@ DATA_SEED = 1000
 #: The seed and the rows whose boundaries are drawn.
 DRAWN_SEED = 0
 DRAWN = ("no layer", "BiMamba", "BiMamba + FFN", "BiMamba, as large", "2 BiMamba, as large")
+DRAWN_POINTS = 500
+
+#: Of the points with label 0 and 1, and of the plane from the one to the other.
+COLORS = ("#1b3a93", "#93101f")
+SHADES = ("#a9bfe8", "#c6d3ee", "#e3e8f4", "#f6e3de", "#efc5bb", "#e6a698")
 PIXELS = 120
 EDGE = 1.25 * HALF_WIDTH
 
@@ -162,12 +167,16 @@ def draw(
 
 
 def _panel(axes: Any, points: Points, grid: Array) -> None:
+    from matplotlib.colors import ListedColormap
+
     area = (-EDGE, EDGE, -EDGE, EDGE)
-    axes.imshow(grid, "coolwarm", vmin=0, vmax=1, extent=area, origin="lower", alpha=0.6)
+    # In few shades, with few of the points, and those as pixels: files stay small.
+    shades = ListedColormap(SHADES)
+    axes.imshow(grid, shades, vmin=0, vmax=1, extent=area, origin="lower", interpolation="nearest")
     axes.contour(grid, [0.5], extent=area, origin="lower", colors="black", linewidths=0.8)
-    colors = ["#b40426" if label else "#3b4cc0" for label in points.labels.tolist()]
-    # As pixels: in the SVG a thousand dots would outweigh all else.
-    axes.scatter(*points.xy.T.numpy(), s=1.5, c=colors, lw=0, rasterized=True)
+    xy, labels = points.xy[:DRAWN_POINTS].numpy(), points.labels[:DRAWN_POINTS].numpy()
+    for label, color in enumerate(COLORS):
+        axes.plot(*xy[labels == label].T, ".", color=color, ms=3, mew=0, rasterized=True)
     axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[])
 
 
