@@ -122,6 +122,18 @@ def test_a_point_of_two_frames_gives_a_coordinate_to_each(figure3):
     assert abs(one.item() - other.item()) > 1e-4
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_mixer_that_gives_nothing_leaves_the_residual_alone(figure3, residual):
+    model = figure3.Classifier(figure3.Design(residual=residual))
+    mixer = model.layers[0].self_attn.mixer
+    x = torch.randn(3, 1, 16)
+    with torch.no_grad():
+        for mamba in (mixer.forward_mamba, mixer.backward_mamba):
+            mamba.out_proj.weight.zero_()
+        y, _ = model.layers[0](x, None)
+    assert y.equal(x if residual else torch.zeros_like(x))
+
+
 def test_accuracy_counts_the_points_on_their_side(figure3):
     points = figure3.Points(torch.tensor([[1.0, 0], [2, 0], [-1, 0], [3, 0]]), torch.ones(4))
     assert figure3.accuracy(lambda xy: xy[:, 0], points) == 0.75
