@@ -147,7 +147,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=(
             "examples:\n"
             "  espnet-bimamba recipes get librispeech_100\n"
-            '  cd "$(espnet-bimamba recipes get an4 --to /work/an4)" && ./run.sh --ngpu 1\n'
+            '  cd "$(espnet-bimamba recipes get an4 --to ~/recipes)" && ./run.sh --ngpu 1\n'
             "  espnet-bimamba recipes get librispeech_100/esp2_asr    (an ESPnet3 recipe)\n"
             "\n"
             "In a clone of espnet-bimamba, egs/NAME/asr1/run.sh does this by itself."
