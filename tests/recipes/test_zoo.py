@@ -197,7 +197,7 @@ def stage_15(overfitted, tree, tmp_path, hub):
 
     def run():
         runner = HOME / "egs/mini_an4/asr1/run.sh"
-        command = [str(runner), "--encoder", "conbimamba", "--work", str(work)]
+        command = [str(runner), "--model", "conbimamba", "--work", str(work)]
         command += ["--stage", "15", "--skip_upload_hf", "false", "--hf_repo", REPO]
         done = subprocess.run(
             command, env=hub.environment, capture_output=True, text=True, check=False
