@@ -6,11 +6,10 @@ Its gradient is a second node, ``espnet_bimamba::<operator>_backward``, which ru
 again and differentiates that: all it needs of a backend is that autograd can.
 """
 
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -29,13 +28,14 @@ _TYPES = {
 Result = Tensor | tuple[Tensor, Tensor]
 
 
-def custom_operator(
+def custom_operator[Arguments: tuple](
     name: str,
-    run: Callable[..., Result],
-    check: Callable[..., tuple],
-    fake: Callable[..., list[Tensor]],
+    kind: type[Arguments],
+    run: Callable[[Arguments], Result],
+    check: Callable[[Arguments], Arguments],
+    fake: Callable[[Arguments], list[Tensor]],
     sequences: Collection[str],
-) -> Callable[..., Result]:
+) -> Callable[[Arguments], Result]:
     """Register ``run`` as ``espnet_bimamba::<name>`` and return a function that calls either.
 
     The custom operator returns a list, since a schema has one kind of result only. What it returns
@@ -44,24 +44,23 @@ def custom_operator(
 
     Args:
         name: Name of the operator.
-        run: Function of positional arguments, tensors, bools and strings by its annotations. It
-            returns a tensor or a tuple of them, the first of which is a sequence.
-        check: Called like ``run`` before the custom operator runs, which anybody may call with
-            anything; returns the arguments for ``run``. What is returned here does not check.
-        fake: Called like ``run``; returns tensors of the shapes and dtypes of its results, made by
-            :func:`empty`.
+        kind: Named tuple of the arguments: tensors, bools and strings by its annotations.
+        run: Returns a tensor or a tuple of them, the first of which is a sequence.
+        check: Called before the custom operator runs, which anybody may call with anything;
+            returns the arguments for ``run``. What is returned here does not check.
+        fake: Returns tensors of the shapes and dtypes of ``run``'s results, made by :func:`empty`.
         sequences: Names of the arguments that are sequences: (batch, channels, length).
 
     Returns:
-        A function with ``run``'s arguments and result: ``run`` itself, or the custom operator
+        A function with ``run``'s argument and result: ``run`` itself, or the custom operator
         while torch traces, transforms, or has tensors without memory.
     """
-    parameters = inspect.signature(run).parameters
-    arguments = ", ".join(f"{_TYPES[p.annotation]} {p.name}" for p in parameters.values())
-    is_sequence = [parameter in sequences for parameter in parameters]
+    fields = get_type_hints(kind)
+    arguments = ", ".join(f"{_TYPES[type_]} {field}" for field, type_ in fields.items())
+    is_sequence = [field in sequences for field in fields]
 
     def forward(*args: Any) -> list[Tensor]:
-        results = _listed(run(*check(*map(_detached, args))))
+        results = _listed(run(check(kind(*map(_detached, args)))))
         return _own(results, [True, False], args)
 
     def backward(gradients: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
@@ -70,7 +69,7 @@ def custom_operator(
             for arg, need in zip(args, needed, strict=True)
         ]
         with torch.enable_grad():
-            results = _listed(run(*inputs))
+            results = _listed(run(kind(*inputs)))
         # A backend may give its last state no gradient.
         pairs = [(y, dy) for y, dy in zip(results, gradients, strict=True) if y.requires_grad]
         found = torch.autograd.grad(
@@ -89,7 +88,7 @@ def custom_operator(
             if need
         ]
 
-    _define(name, f"({arguments}) -> Tensor[]", forward, fake)
+    _define(name, f"({arguments}) -> Tensor[]", forward, lambda *args: fake(kind(*args)))
     _define(
         f"{name}_backward",
         f"(Tensor[] gradients, bool[] needed, {arguments}) -> Tensor[]",
@@ -114,13 +113,18 @@ def custom_operator(
         f"{NAMESPACE}::{name}", differentiate, setup_context=save, lib=_library
     )
 
-    def call(*args: Any) -> Result:
+    def call(args: Arguments) -> Result:
         if _is_watched(args):
             results = operator(*args)
             return results[0] if len(results) == 1 else tuple(results)
-        # A function of autograd sees that a parameter requires a gradient even where none is
-        # recorded, and would keep what a backward pass needs.
-        return run(*(args if torch.is_grad_enabled() else map(_without_gradient, args)))
+        if not torch.is_grad_enabled():
+            # A function of autograd sees that a parameter requires a gradient even where none is
+            # recorded, and would keep what a backward pass needs. Each `detach` takes a
+            # microsecond.
+            args = kind(
+                *[x.detach() if isinstance(x, Tensor) and x.requires_grad else x for x in args]
+            )
+        return run(args)
 
     return call
 
@@ -196,11 +200,6 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _without_gradient(x: Any) -> Any:
-    """Detach only what asks for a gradient, since each :func:`_detached` takes a microsecond."""
-    return x.detach() if isinstance(x, Tensor) and x.requires_grad else x
 
 
 def _listed(result: Result) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The causal depthwise convolution of Mamba, with a choice of backends."""
 
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def causal_conv1d(
         LengthsError: ``lengths`` does not describe the batch.
         BackendError: The backend asked for by name cannot serve the call.
     """
-    args = _checked(
+    args = _Arguments(
         x,
         weight,
         bias,
@@ -71,80 +71,75 @@ def causal_conv1d(
         lengths,
         backend,
     )
-    return _convolve(*args)
+    return _convolve(_checked(args))
 
 
-def _checked(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_states: Tensor | None,
-    return_final_states: bool,
-    activation: str | None,
-    reverse: bool,
-    bidirectional: bool,
-    lengths: Tensor | None,
-    backend: str | None,
-) -> tuple:
-    """Return the arguments of :func:`_serve` after checking that they fit together."""
-    if activation not in ACTIVATIONS:
-        raise OptionError("activation", activation, "one of None, 'silu', 'swish'")
-    _check_tensors(x, weight, bias, initial_states)
-    check_halves("x", x, bidirectional)
-    if lengths is not None:
-        lengths = check_lengths(lengths, x.shape[0], x.shape[2], x.device)
-    tensors, directions = (x, weight, bias, initial_states), (reverse, bidirectional, lengths)
-    return *tensors, return_final_states, activation, *directions, backend
+class _Arguments(NamedTuple):
+    """What the convolution is called with, in the order of the custom operator's schema."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_states: Tensor | None
+    return_final_states: bool
+    activation: str | None
+    reverse: bool
+    bidirectional: bool
+    lengths: Tensor | None
+    backend: str | None
 
 
-def _serve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_states: Tensor | None,
-    return_final_states: bool,
-    activation: str | None,
-    reverse: bool,
-    bidirectional: bool,
-    lengths: Tensor | None,
-    backend: str | None,
-) -> Tensor | tuple[Tensor, Tensor]:
+def _checked(args: _Arguments) -> _Arguments:
+    """Return ``args`` after checking that they fit together."""
+    if args.activation not in ACTIVATIONS:
+        raise OptionError("activation", args.activation, "one of None, 'silu', 'swish'")
+    _check_tensors(args)
+    check_halves("x", args.x, args.bidirectional)
+    if args.lengths is None:
+        return args
+    batch, _, length = args.x.shape
+    lengths = check_lengths(args.lengths, batch, length, args.x.device)
+    return args if lengths is args.lengths else args._replace(lengths=lengths)
+
+
+def _serve(args: _Arguments) -> Tensor | tuple[Tensor, Tensor]:
     call = Call(
         operator="causal_conv1d",
-        device=x.device.type,
-        dtype=x.dtype,
-        d_conv=weight.shape[1],
-        initial_state=initial_states is not None,
-        final_state=return_final_states,
+        device=args.x.device.type,
+        dtype=args.x.dtype,
+        d_conv=args.weight.shape[1],
+        initial_state=args.initial_states is not None,
+        final_state=args.return_final_states,
     )
-    return resolve(call, backend)(
-        x,
-        weight,
-        bias,
-        initial_states=initial_states,
-        return_final_states=return_final_states,
-        activation=activation,
-        reverse=reverse,
-        bidirectional=bidirectional,
-        lengths=lengths,
+    return resolve(call, args.backend)(
+        args.x,
+        args.weight,
+        args.bias,
+        initial_states=args.initial_states,
+        return_final_states=args.return_final_states,
+        activation=args.activation,
+        reverse=args.reverse,
+        bidirectional=args.bidirectional,
+        lengths=args.lengths,
     )
 
 
-def _shapes(x: Tensor, weight: Tensor, *args: Any) -> list[Tensor]:
+def _shapes(args: _Arguments) -> list[Tensor]:
     """Return what the convolution returns, not computed."""
-    _, _, return_final_states, *_ = args
+    x = args.x
     results = [empty(x.shape, x, sequence=True)]
-    if return_final_states:
-        results.append(empty((*x.shape[:2], weight.shape[1] - 1), x, sequence=False))
+    if args.return_final_states:
+        results.append(empty((*x.shape[:2], args.weight.shape[1] - 1), x, sequence=False))
     return results
 
 
-_convolve = custom_operator("causal_conv1d", _serve, _checked, _shapes, sequences=("x",))
+_convolve = custom_operator(
+    "causal_conv1d", _Arguments, _serve, _checked, _shapes, sequences=("x",)
+)
 
 
-def _check_tensors(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None
-) -> None:
+def _check_tensors(args: _Arguments) -> None:
+    x, weight, bias, initial_states, *_ = args
     if x.dim() != 3:
         raise ShapeError(f"x must be (batch, dim, length), got shape {tuple(x.shape)}")
     batch, dim, _ = x.shape

@@ -1,6 +1,6 @@
 """The selective scan of Mamba, with a choice of backends."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def selective_scan(
         OptionError: The name of the backend is unknown.
         BackendError: The backend asked for by name cannot serve the call.
     """
-    args = _checked(
+    args = _Arguments(
         u,
         delta,
         A,
@@ -84,105 +84,78 @@ def selective_scan(
         lengths,
         backend,
     )
-    return _scan(*args)
+    return _scan(_checked(args))
 
 
-def _checked(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
-    initial_state: Tensor | None,
-    reverse: bool,
-    bidirectional: bool,
-    lengths: Tensor | None,
-    backend: str | None,
-) -> tuple:
-    """Return the arguments of :func:`_serve` after checking that they fit together."""
-    _check_tensors(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    check_halves("u", u, bidirectional)
-    if lengths is not None:
-        lengths = check_lengths(lengths, u.shape[0], u.shape[2], u.device)
-    tensors, options = (u, delta, A, B, C, D, z, delta_bias), (delta_softplus, return_last_state)
-    return *tensors, *options, initial_state, reverse, bidirectional, lengths, backend
+class _Arguments(NamedTuple):
+    """What the scan is called with, in the order of the custom operator's schema."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    return_last_state: bool
+    initial_state: Tensor | None
+    reverse: bool
+    bidirectional: bool
+    lengths: Tensor | None
+    backend: str | None
 
 
-def _serve(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
-    initial_state: Tensor | None,
-    reverse: bool,
-    bidirectional: bool,
-    lengths: Tensor | None,
-    backend: str | None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+def _checked(args: _Arguments) -> _Arguments:
+    """Return ``args`` after checking that they fit together."""
+    _check_tensors(args)
+    check_halves("u", args.u, args.bidirectional)
+    if args.lengths is None:
+        return args
+    batch, _, length = args.u.shape
+    lengths = check_lengths(args.lengths, batch, length, args.u.device)
+    return args if lengths is args.lengths else args._replace(lengths=lengths)
+
+
+def _serve(args: _Arguments) -> Tensor | tuple[Tensor, Tensor]:
+    tensors = (*args[:8], args.initial_state)
     call = Call(
         operator="selective_scan",
-        device=u.device.type,
-        dtype=u.dtype,
-        d_state=A.shape[1],
-        initial_state=initial_state is not None,
-        final_state=return_last_state,
+        device=args.u.device.type,
+        dtype=args.u.dtype,
+        d_state=args.A.shape[1],
+        initial_state=args.initial_state is not None,
+        final_state=args.return_last_state,
         gradient=torch.is_grad_enabled()
         and any(x is not None and x.requires_grad for x in tensors),
     )
-    return resolve(call, backend)(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        delta_softplus,
-        return_last_state,
-        initial_state=initial_state,
-        reverse=reverse,
-        bidirectional=bidirectional,
-        lengths=lengths,
+    return resolve(call, args.backend)(
+        *args[:10],
+        initial_state=args.initial_state,
+        reverse=args.reverse,
+        bidirectional=args.bidirectional,
+        lengths=args.lengths,
     )
 
 
-def _shapes(u: Tensor, *args: Any) -> list[Tensor]:
+def _shapes(args: _Arguments) -> list[Tensor]:
     """Return what the scan returns, not computed."""
-    _, A, _, _, _, _, _, _, return_last_state, *_ = args
+    u = args.u
     results = [empty(u.shape, u, sequence=True)]
-    if return_last_state:
+    if args.return_last_state:
         dtype = torch.promote_types(u.dtype, torch.float32)
-        results.append(empty((*u.shape[:2], A.shape[1]), u, sequence=False, dtype=dtype))
+        results.append(empty((*u.shape[:2], args.A.shape[1]), u, sequence=False, dtype=dtype))
     return results
 
 
-_scan = custom_operator("selective_scan", _serve, _checked, _shapes, sequences=("u", "delta", "z"))
+_scan = custom_operator(
+    "selective_scan", _Arguments, _serve, _checked, _shapes, sequences=("u", "delta", "z")
+)
 
 
-def _check_tensors(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-) -> None:
+def _check_tensors(args: _Arguments) -> None:
+    u, delta, A, B, C, D, z, delta_bias, _, _, initial_state, *_ = args
     if u.dim() != 3:
         raise ShapeError(f"u must be (batch, dim, length), got shape {tuple(u.shape)}")
     batch, dim, length = u.shape
