@@ -197,7 +197,8 @@ def run_parallel(kernel: Callable, items: int, *args: Any) -> None:
     first, *others = [Team(0, 1, *span) for span in itertools.pairwise(bounds)]
     futures: list[Future] = []
     try:
-        futures += [_pool.submit(kernel, team, *args) for team in others]
+        for team in others:
+            futures.append(_pool.submit(kernel, team, *args))
         kernel(first, *args)
     finally:
         # Kernels know addresses only: an error or Ctrl-C would have the caller free the tensors.

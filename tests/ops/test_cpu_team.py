@@ -1,12 +1,16 @@
 """Kernels on torch's OpenMP threads."""
 
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
 import torch
 from numba import njit
 
+from espnet_bimamba.ops import cpu_runtime
 from espnet_bimamba.ops.cpu_runtime import Kernel, run_parallel
 from espnet_bimamba.ops.cpu_team import Team, share_out, torch_fork
 
@@ -89,3 +93,62 @@ def test_run_parallel_takes_torch_threads(openmp, several_threads):
     teams = []
     run_parallel(teams.append, 100)
     assert teams == [Team(openmp, several_threads, 0, 100)]
+
+
+class Trouble(BaseException):
+    """Like Ctrl-C: no Exception."""
+
+
+@pytest.mark.parametrize("failing", [0, 1], ids=["the_callers_own_part", "another_threads_part"])
+def test_an_error_is_raised_when_no_thread_works_any_more(monkeypatch, failing):
+    """Kernels know addresses only: whoever catches the error may free what is still written to."""
+    monkeypatch.setattr(cpu_runtime, "torch_fork", lambda: 0)
+    failed, may_end, finished = threading.Event(), threading.Event(), []
+
+    def kernel(team):
+        if team.first == failing:
+            failed.set()
+            raise Trouble
+        if team.first == 0:
+            return
+        assert may_end.wait(timeout=30)
+        finished.append(team.first)
+
+    def call():
+        torch.set_num_threads(3)  # which is each Python thread's own
+        run_parallel(kernel, 3)
+
+    with ThreadPoolExecutor(1) as caller:
+        running = caller.submit(call)
+        assert failed.wait(timeout=30)
+        done, _ = wait([running], timeout=0.3)
+        may_end.set()
+        assert not done, "the caller got the error while others were at work"
+        with pytest.raises(Trouble):
+            running.result(timeout=30)
+    assert sorted(finished) == [first for first in (1, 2) if first != failing]
+
+
+def test_a_thread_that_cannot_start_leaves_none_at_work(monkeypatch):
+    monkeypatch.setattr(cpu_runtime, "torch_fork", lambda: 0)
+    ended = []
+
+    def kernel(team):
+        time.sleep(0.3)
+        ended.append(team.first)
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, kernel, team):
+            if team.first == 2:
+                raise RuntimeError("can't start new thread")
+            return super().submit(kernel, team)
+
+    def call():
+        torch.set_num_threads(3)
+        with pytest.raises(RuntimeError, match="can't start"):
+            run_parallel(kernel, 3)
+        return list(ended)
+
+    with Pool(2) as pool, ThreadPoolExecutor(1) as caller:
+        monkeypatch.setattr(cpu_runtime, "_pool", pool)
+        assert caller.submit(call).result(timeout=30) == [1]
