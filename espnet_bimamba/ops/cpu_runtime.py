@@ -299,6 +299,31 @@ _KINDS: dict[torch.dtype, np.ndarray] = {
 }
 
 
+def kinds(own: torch.dtype, like: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a kernel is compiled for: one of :data:`SIGNATURES`.
+
+    Args:
+        own: Dtype of the sequences that are read as they are.
+        like: Dtype of all else, in which the kernel computes.
+    """
+    return SIGNATURES[own, like]
+
+
+# Each kernel is compiled for these and no others: all else that it is given has one type.
+SIGNATURES: dict[tuple[torch.dtype, torch.dtype], tuple[np.ndarray, np.ndarray]] = {
+    (own, like): (kind(own), kind(like))
+    for own, like in (
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float64, torch.float64),
+    )
+}
+
+# What lengths are.
+INTEGERS = np.empty(0, np.int64)
+
+
 @intrinsic
 def _pointer(_: Any, address: Any, like: Any) -> Any:
     pointer = types.CPointer(like.dtype)
@@ -345,7 +370,6 @@ def in_dtype[T: (Tensor, Tensor | None)](x: T, dtype: torch.dtype) -> T:
 
 def channels_last(x: Tensor) -> Tensor:
     """Return ``x`` (batch, dim, length) with neighbouring channels side by side in memory."""
-    x = x.resolve_neg() if x.is_neg() else x
     if x.stride(1) == 1 or x.shape[1] == 1:
         return x
     return x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from espnet_bimamba.ops import causal_conv1d, cpu_runtime, selective_scan
-from tests.ops.cases import ALL, ConvCase, ScanCase
+from espnet_bimamba.ops.causal_conv1d import cpu as convolution_kernels
+from espnet_bimamba.ops.selective_scan import cpu as scan_kernels
+from tests.ops.cases import ALL, CONV_CASES, SCAN_CASES, ConvCase, ScanCase
 from tests.tolerances import assert_close
 
 CASE = ScanCase(batch=3, dim=70, length=40, options=ALL, lengths=(40, 12, 0), reverse=True)
@@ -118,6 +120,45 @@ def test_without_openmp_the_work_is_given_to_other_threads(several_threads, monk
 
     cpu_runtime.run_parallel(kernel, 100)
     assert sorted(spans) == [(0, 33), (33, 66), (66, 100)]
+
+
+def test_kernels_are_compiled_for_the_listed_signatures_and_no_others():
+    """The whole matrix in one process: what a user waits for, and what the cache on disk holds."""
+    for dtype in SIGNATURES_BY_DTYPE:
+        for case in (*SCAN_CASES, *CONV_CASES):
+            call_in(case, dtype)
+        for case in (CASE, CONVOLUTION):
+            for name in case.tensors():
+                call_in(case, dtype, in_single=name)
+    for module in (scan_kernels, convolution_kernels):
+        for kernel in (module._forward, module._backward):
+            compiled = kernel._compiled.signatures
+            types = {(str(own.dtype), str(like.dtype)) for _, own, like, *_ in compiled}
+            assert types == set(SIGNATURES_BY_DTYPE.values())
+            assert len(compiled) == len(cpu_runtime.SIGNATURES) == 4
+
+
+SIGNATURES_BY_DTYPE = {
+    torch.float32: ("float32", "float32"),
+    torch.bfloat16: ("uint16", "float32"),
+    torch.float16: ("int16", "float32"),
+    torch.float64: ("float64", "float64"),
+}
+
+
+def call_in(case, dtype, in_single=None):
+    """Run a case forward and backward in ``dtype``, but for one tensor in float32."""
+    operator = selective_scan if isinstance(case, ScanCase) else causal_conv1d
+    leaves = {
+        name: x.to(torch.float32 if name == in_single else dtype).requires_grad_()
+        for name, x in case.tensors().items()
+    }
+    options = case.keywords()
+    if in_single:  # a number in the place of a bool is another type to Numba
+        options = {k: int(v) if isinstance(v, bool) else v for k, v in options.items()}
+    operator(**leaves, **options, backend="cpu").sum().backward()
+    with torch.inference_mode():
+        operator(**leaves, **options, backend="cpu")
 
 
 def put_case(queue, threads):

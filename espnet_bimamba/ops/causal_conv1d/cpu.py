@@ -23,6 +23,7 @@ from espnet_bimamba.ops.cpu_lanes import (
     store_first,
 )
 from espnet_bimamba.ops.cpu_runtime import (
+    INTEGERS,
     Kernel,
     Place,
     View,
@@ -30,7 +31,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     channels_last,
     empty_channels_last,
     in_dtype,
-    kind,
+    kinds,
     line,
     place,
     records_gradients,
@@ -42,8 +43,6 @@ from espnet_bimamba.ops.cpu_team import Team, share_out
 # Channels of one work item: long enough rows of memory, few enough for the window to stay in cache.
 TILE = 4 * LANES
 CHUNK = 64
-
-_INTEGERS = np.empty(0, np.int64)
 
 
 def causal_conv1d(
@@ -62,7 +61,8 @@ def causal_conv1d(
     dtype = torch.promote_types(x.dtype, torch.float32)
     others = (in_dtype(t, dtype) for t in (weight, bias, initial_states))
     tensors = (in_dtype(x, x.dtype), *others)
-    directions = (reverse, bidirectional, lengths)
+    # Numba would compile everything anew for a number in the place of a bool.
+    directions = (bool(reverse), bool(bidirectional), lengths)
     # To call a function of autograd takes as long as what is called around the kernel.
     convolve = _CausalConv1d.apply if records_gradients() else _convolution
     out, final_states = convolve(*tensors, activation is not None, *directions)
@@ -98,7 +98,7 @@ def _views(x: _Places, own: np.ndarray, like: np.ndarray) -> _Views:
         line(x.weight, like),
         line(x.bias, like),
         line(x.initial_states, like),
-        line(x.lengths, _INTEGERS),
+        line(x.lengths, INTEGERS),
     )
 
 
@@ -196,8 +196,7 @@ def _run_forward(inputs: _Inputs, plan: _Plan, silu: bool) -> tuple[Tensor, Tens
     run_parallel(
         _forward,
         plan.batch * plan.tiles,
-        kind(inputs.x.dtype),
-        kind(inputs.weight.dtype),
+        *kinds(inputs.x.dtype, inputs.weight.dtype),
         inputs.places(),
         place(out),
         address(final_states),
@@ -231,17 +230,17 @@ class _CausalConv1d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_final_states: Tensor) -> tuple[Tensor | None, ...]:
         inputs, plan = _Inputs(*ctx.saved_tensors), ctx.plan
-        d_out = channels_last(d_out)
+        like = inputs.weight.dtype
+        d_out = channels_last(in_dtype(d_out, like))
         dx = empty_channels_last(d_out.shape, d_out)
         d_weight = d_out.new_empty(plan.batch, plan.width, plan.dim)
         d_bias = d_out.new_empty(plan.batch, plan.dim)
-        d_final_states = in_dtype(d_final_states, d_final_states.dtype).contiguous()
+        d_final_states = in_dtype(d_final_states, like).contiguous()
         d_initial = torch.empty_like(d_final_states)
         run_parallel(
             _backward,
             plan.batch * plan.tiles,
-            kind(inputs.x.dtype),
-            kind(d_out.dtype),
+            *kinds(inputs.x.dtype, d_out.dtype),
             inputs.places(),
             place(d_out),
             address(d_final_states),

@@ -36,6 +36,7 @@ from espnet_bimamba.ops.cpu_lanes import (
     store_first,
 )
 from espnet_bimamba.ops.cpu_runtime import (
+    INTEGERS,
     Kernel,
     Place,
     View,
@@ -43,7 +44,7 @@ from espnet_bimamba.ops.cpu_runtime import (
     channels_last,
     empty_channels_last,
     in_dtype,
-    kind,
+    kinds,
     line,
     place,
     records_gradients,
@@ -60,7 +61,6 @@ SPAN = 128
 # Tiles that the forward pass takes through a chunk before the next one.
 STRIP = 8
 
-_INTEGERS = np.empty(0, np.int64)
 _LN_2 = math.log(2.0)
 _LOG2_E = 1 / _LN_2
 
@@ -91,9 +91,8 @@ def selective_scan(
         *(in_dtype(x, dtype) for x in (delta, A, B, C, D)),
         in_dtype(z, own),
         *(in_dtype(x, dtype) for x in (delta_bias, initial_state)),
-        delta_softplus,
-        reverse,
-        bidirectional,
+        # Numba would compile everything anew for a number in the place of a bool.
+        *map(bool, (delta_softplus, reverse, bidirectional)),
         lengths,
         return_last_state,
     )
@@ -116,14 +115,12 @@ def _run_forward(
     inputs: "_Inputs", plan: "_Plan", softplus: bool, states: int, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the output and, without those that only fill it up, the last state's ``states``."""
-    own, like = kind(inputs.u.dtype), kind(inputs.delta.dtype)
     out = empty_channels_last(inputs.u.shape, inputs.delta)
     last_state = inputs.delta.new_empty(plan.batch, plan.dim, plan.state if states else 0)
     run_parallel(
         _forward,
         plan.batch * -(-plan.tiles // plan.tiles_in_strip),
-        own,
-        like,
+        *kinds(inputs.u.dtype, inputs.delta.dtype),
         inputs.places(),
         place(out),
         address(last_state),
@@ -170,9 +167,10 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor, d_last_state: Tensor) -> tuple[Tensor | None, ...]:
         *saved, kept = ctx.saved_tensors
         inputs, plan = _Inputs(*saved), ctx.plan
+        d_out, d_last_state = (in_dtype(d, inputs.delta.dtype) for d in (d_out, d_last_state))
         d_out = channels_last(d_out)
         d_last_state = _padded(d_last_state, plan.state if d_last_state.numel() else 0)
-        d_last_state = in_dtype(d_last_state, d_last_state.dtype).contiguous()
+        d_last_state = d_last_state.contiguous()
         shape_a, shape_b, shape_c = ctx.shapes
         gradients = _Gradients(
             du=empty_channels_last(d_out.shape, d_out),
@@ -188,8 +186,7 @@ class _SelectiveScan(torch.autograd.Function):
         run_parallel(
             _backward,
             plan.batch * plan.spans,
-            kind(inputs.u.dtype),
-            kind(d_out.dtype),
+            *kinds(inputs.u.dtype, d_out.dtype),
             inputs.places(),
             address(kept),
             place(d_out),
@@ -262,7 +259,7 @@ def _views(x: _Places, own: np.ndarray, like: np.ndarray) -> _Views:
         view(x.z, own),
         line(x.delta_bias, like),
         line(x.initial_state, like),
-        line(x.lengths, _INTEGERS),
+        line(x.lengths, INTEGERS),
     )
 
 
