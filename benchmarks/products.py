@@ -1,11 +1,13 @@
 """The matrix products of a model alone: the floor under its time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 _PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul", "_addmm_activation")
 
@@ -49,6 +51,22 @@ def _is_product(func: Any, args: tuple) -> bool:
     # A convolution over the features and its neighbours is a product, too; a depthwise one, in as
     # many groups as channels, is not.
     return name == "convolution" and args[8] == 1
+
+
+def operations_of(call: Callable[[], object]) -> int:
+    """Count the multiplications and additions in the matrix products of a call."""
+    # PyTorch's counter does not know these two forms of a product.
+    forms = (torch.ops.aten.addmm_, torch.ops.aten._addmm_activation)
+    with FlopCounterMode(
+        display=False, custom_mapping=dict.fromkeys(forms, _operations)
+    ) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _operations(added: Any, rows: Any, columns: Any, **_: Any) -> int:
+    """Count those of ``addmm``, given shapes."""
+    return 2 * math.prod(rows) * int(columns[1])
 
 
 def products_of(call: Callable[[], object]) -> Callable[[], None]:

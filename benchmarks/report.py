@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.encoders import FLOOR, PAIRS, crossover
+from benchmarks.layers import SQUARE
 from benchmarks.models import ENCODERS
 from benchmarks.results import Bar, Measurement, Results
 
@@ -127,10 +128,15 @@ def _layers(results: Results) -> str:
             (m.case, _time(m), f"{100 * m.median / total:.0f}%")
             for m in sorted(found, key=lambda m: -m.median)
         ]
-        products = results.find("layer", "products", whole.subject, **whole.size)
+        rows.append(("together", f"{1e3 * total:.3g} ms", ""))
+        products, square = (
+            results.find("layer", case, whole.subject, **whole.size)
+            for case in ("products", SQUARE)
+        )
         blocks.append(
             f"### {whole.subject}, {whole.size['length']} frames\n\n"
-            f"Whole: {_time(whole)}; its matrix products alone: {_time(products)}.\n\n"
+            f"Whole: {_time(whole)}; its matrix products alone: {_time(products)}"
+            f"{_speed(products)}{_speed(square, ' where a large square product runs at')}.\n\n"
             + _table(("part, under the profiler", "time", "share"), rows)
         )
     return "\n\n".join(["## Where the time goes, in inference", *blocks]) if blocks else ""
@@ -275,6 +281,12 @@ def _time(m: Measurement | None) -> str:
     if len(m.samples) > 1:
         text += f" ({min(m.samples) * scale:.3g}-{max(m.samples) * scale:.3g})"
     return text
+
+
+def _speed(m: Measurement | None, words: str = ", at") -> str:
+    if m is None or not m.size.get("operations"):
+        return ""
+    return f"{words} {m.size['operations'] / m.median / 1e9:.3g} GFLOP/s"
 
 
 def _gigabytes(m: Measurement) -> str:

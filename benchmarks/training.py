@@ -31,7 +31,7 @@ class Sizes:
 
     Attributes:
         subjects: Rows of :data:`benchmarks.models.ENCODERS`.
-        durations: Seconds of every utterance, a case each; memory is measured for the longest.
+        durations: Seconds of every utterance, a case each.
         batch: Utterances.
         tokens: Size of the vocabulary.
         seconds: Time for the rounds of one case.
@@ -73,24 +73,37 @@ def run(settings: Settings) -> list[Measurement]:
                 s: training_step(s, settings, sizes.batch, duration, kind, options.get(s, {}))
                 for s in subjects
             }
-            for subject, samples in interleaved(calls, settings, sizes.seconds).items():
-                results.append(Measurement("training", "step", subject, "s", samples, size))
+            steps = [
+                Measurement("training", "step", subject, "s", samples, size)
+                for subject, samples in interleaved(calls, settings, sizes.seconds).items()
+            ]
+            results += steps
             if duration == sizes.durations[0]:
                 results += [
-                    Measurement("training parts", part, subject, "s", [seconds], size)
-                    for subject, call in calls.items()
-                    for part, seconds in parts(call, settings, times=1).items()
+                    Measurement("training parts", part, step.subject, "s", [seconds], size)
+                    for step in steps
+                    for part, seconds in parts(
+                        calls[step.subject], settings, step.median, times=1, profiles=2
+                    ).items()
                 ]
             del calls
-        if not sizes.memory:
-            continue
-        for subject in subjects:
-            order = {"subject": subject, "kind": kind, "options": options.get(subject, {})}
-            told = in_fresh_process("benchmarks.training:memory", settings, **order)
-            samples = [told["peak"]] if "peak" in told else []
-            size, note = _size(sizes, sizes.durations[-1], kind), told.get("failed", "")
-            results.append(Measurement("training", "step", subject, "bytes", samples, size, note))
+        if sizes.memory:
+            for subject in subjects:
+                results += _memory(settings, subject, kind, options.get(subject, {}))
     return results
+
+
+def _memory(
+    settings: Settings, subject: str, kind: str, options: dict[str, Any]
+) -> list[Measurement]:
+    order = {"subject": subject, "kind": kind, "options": options}
+    told = in_fresh_process("benchmarks.training:memory", settings, **order)
+    sizes, note = SIZES[settings.scale], told.get("failed", "")
+    peaks = [[peak] for peak in told["peaks"]] if not note else [[] for _ in sizes.durations]
+    return [
+        Measurement("training", "step", subject, "bytes", peak, _size(sizes, duration, kind), note)
+        for duration, peak in zip(sizes.durations, peaks, strict=True)
+    ]
 
 
 def bars(results: Results) -> list[Bar]:
@@ -217,16 +230,20 @@ def _batch(batch: int, seconds: float, settings: Settings) -> dict[str, torch.Te
     return {name: x.to(settings.device) for name, x in data.items()}
 
 
-def memory(settings: Settings, subject: str, kind: str, options: dict[str, Any]) -> dict[str, int]:
-    """Measure the peak of a first step in this process.
+def memory(
+    settings: Settings, subject: str, kind: str, options: dict[str, Any]
+) -> dict[str, list[int]]:
+    """Measure in this process the peak of a first step for each of the durations.
 
     Activations, gradients and Adam's state count; parameters and the process itself do not.
     """
     sizes = SIZES[settings.scale]
-    seconds = sizes.durations[-1]
-    step = training_step(subject, settings, sizes.batch, seconds, kind, options)
-    short = training_step(subject, settings, 1, sizes.durations[0], kind, options)
     # Compiles kernels and starts threads.
-    short()
-    del short
-    return {"peak": peak_memory(step, settings.device).above}
+    training_step(subject, settings, 1, sizes.durations[0], kind, options)()
+    peaks = []
+    for seconds in sizes.durations:
+        step = training_step(subject, settings, sizes.batch, seconds, kind, options)
+        peaks.append(peak_memory(step, settings.device).above)
+        # Before the next model is built: it would find the memory of this one.
+        del step
+    return {"peaks": peaks}
