@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,27 +42,33 @@ class Sizes:
     Attributes:
         subjects: Rows of :data:`benchmarks.models.ENCODERS`.
         repeated: Lengths measured in alternating rounds.
-        once: Longer ones, measured once, in the process that measures memory.
+        longer: Those measured in the process that measures memory: once, and by those that are held
+            to be linear several times, each time beside the longest of ``repeated``.
+        longest: What only those and the peers are asked for.
         seconds: Time for the rounds of one length.
         chosen_at: Length at which the peers' attention is chosen.
-        hour: What :func:`run_hour` measures.
+        hour: What :func:`run_hour` measures, in this order.
     """
 
     subjects: tuple[str, ...]
     repeated: tuple[float, ...]
-    once: tuple[float, ...] = ()
+    longer: tuple[float, ...] = ()
+    longest: float = math.inf
     seconds: float = 20.0
     chosen_at: float = 30
-    hour: tuple[float, float] = (60, 3600)
+    hour: tuple[float, ...] = (60, 3600, 60)
 
 
 _MAIN = ("conbimamba-ext", "conbimamba-inn", "conformer")
 SIZES = {
-    "full": Sizes(tuple(ENCODERS), (5, 10, 30, 60), (300, 1800)),
+    "full": Sizes(tuple(ENCODERS), (5, 10, 30, 60), (300, 1800), longest=1800),
     "quick": Sizes(_MAIN, (10, 60), seconds=3, chosen_at=10),
     "tiny": Sizes(("conbimamba-ext", "conformer"), (0.5, 1), (2,), chosen_at=0.5, hour=(0.5, 1)),
 }
-_LONG_SUBJECTS = ("conbimamba-ext", "conbimamba-inn")
+_LINEAR_SUBJECTS = ("conbimamba-ext", "conbimamba-inn")
+_TIMES = 2
+# The case of the shorter length that longer ones of the same process are held against.
+BESIDE = "beside longer ones"
 
 
 def run(settings: Settings) -> list[Measurement]:
@@ -73,7 +79,7 @@ def run(settings: Settings) -> list[Measurement]:
         options, choices = _fastest_settings(settings, sizes, kind)
         results += choices
         walks = Results()
-        if sizes.once:
+        if sizes.longer:
             for subject in sizes.subjects:
                 walks += _walk(settings, sizes, subject, kind, options.get(subject, {}))
         results += walks
@@ -88,7 +94,7 @@ def run_hour(settings: Settings) -> list[Measurement]:
     """Measure an hour of speech, in inference."""
     results: list[Measurement] = []
     lengths = SIZES[settings.scale].hour
-    for subject in _LONG_SUBJECTS:
+    for subject in _LINEAR_SUBJECTS:
         results += _walk_over(settings, lengths, subject, "float32", {}, case="hour")
     return results
 
@@ -115,7 +121,7 @@ def bars(results: Results) -> list[Bar]:
         found += [against(ext, 60, 0.5), against(inn, 60, 0.5), against(inn, 60, 1.0, ext)]
         found += [_crossover_bar(results, subject) for subject in (ext, inn)]
     found += [
-        _linear(subject, long, time(subject, long), 60, time(subject, 60))
+        _linear(subject, long, time(subject, long), 60, time(subject, 60, BESIDE))
         for subject in (ext, inn)
         for long in (300, 1800)
         if results.select("encoder", "forward", seconds=long)
@@ -286,10 +292,20 @@ def _left_out(walks: Results, subject: str, seconds: float) -> bool:
 def _walk(
     settings: Settings, sizes: Sizes, subject: str, kind: str, options: dict[str, Any]
 ) -> list[Measurement]:
-    lengths = (*sizes.repeated[1:], *sizes.once)
-    found = _walk_over(settings, lengths, subject, kind, options)
-    # Time counts only where it was not measured in rounds.
-    return [m for m in found if m.unit != "s" or m.size["seconds"] > sizes.repeated[-1]]
+    short, beside = sizes.repeated[1:-1], sizes.repeated[-1]
+    longer: tuple[float, ...] = sizes.longer
+    times = _TIMES if subject in _LINEAR_SUBJECTS else 1
+    if ENCODERS[subject].ours and times == 1:
+        # No bar asks for it, and half an hour of speech takes half a minute.
+        longer = tuple(seconds for seconds in longer if seconds < sizes.longest)
+    compared = [x for seconds in longer for x in (beside, seconds)] * times
+    found = _walk_over(settings, (*short, *compared), subject, kind, options)
+    # Of the lengths that are measured in rounds, time counts only beside that of longer ones.
+    return [
+        replace(m, case=BESIDE) if m.unit == "s" and m.size["seconds"] == beside else m
+        for m in found
+        if m.unit != "s" or m.size["seconds"] >= beside
+    ]
 
 
 def _walk_over(
@@ -300,27 +316,29 @@ def _walk_over(
     options: dict[str, Any],
     case: str = "forward",
 ) -> list[Measurement]:
-    """Measure memory and time in a fresh process, length after length.
+    """Measure memory and time in a fresh process, length after length; some may come again.
 
-    If the process dies, which it most likely does of the longest length, another one goes as far
-    as the length before.
+    If the process dies, which it most likely does of the longest length, another one goes through
+    all others.
     """
     order = {"subject": subject, "lengths": lengths, "kind": kind, "options": options}
     told = in_fresh_process("benchmarks.encoders:walk", settings, **order)
-    if "failed" in told and len(lengths) > 1:
-        shorter = _walk_over(settings, lengths[:-1], subject, kind, options, case)
-        size = _size(lengths[-1], 1, kind)
-        units = ("s", "bytes", "total bytes")
-        return shorter + [
-            Measurement("encoder", case, subject, unit, [], size, told["failed"]) for unit in units
+    units = {"s": "seconds", "bytes": "above", "total bytes": "total"}
+    longest = max(lengths)
+    if failed := told.get("failed", ""):
+        shorter = tuple(seconds for seconds in lengths if seconds < longest)
+        found = _walk_over(settings, shorter, subject, kind, options, case) if shorter else []
+        size = _size(longest, 1, kind)
+        return found + [
+            Measurement("encoder", case, subject, unit, [], size, failed) for unit in units
         ]
     results = []
-    for index, seconds in enumerate(lengths):
-        failed = told.get("failed", "")
-        step = told["steps"][index] if not failed else {}
-        note = failed or step.get("note", "")
-        for unit, name in (("s", "seconds"), ("bytes", "above"), ("total bytes", "total")):
-            samples = [step[name]] if name in step else []
+    for seconds in dict.fromkeys(lengths):
+        pairs = zip(lengths, told["steps"], strict=True)
+        steps = [step for length, step in pairs if length == seconds]
+        note = next((step["note"] for step in steps if "note" in step), "")
+        for unit, name in units.items():
+            samples = [step[name] for step in steps if name in step]
             size = _size(seconds, 1, kind)
             results.append(Measurement("encoder", case, subject, unit, samples, size, note))
     return results
@@ -329,7 +347,7 @@ def _walk_over(
 def walk(
     settings: Settings, subject: str, lengths: list[float], kind: str, options: dict[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Encode longer and longer speech in this process, as far as time and memory allow.
+    """Encode speech of one length after the other, as far as time and memory allow.
 
     What a length will take is guessed from the two before it, by a power of the length.
     """
@@ -338,11 +356,12 @@ def walk(
     # Compiles kernels, and starts threads.
     forward(model, features(lengths[0], 1, device), kind, device)()
     patience = math.inf if ENCODERS[subject].ours else PATIENCE
-    known: list[tuple[float, float, float]] = []
+    known: dict[float, tuple[float, int]] = {}
     steps: list[dict[str, Any]] = []
     for seconds in lengths:
-        time_ahead = _guess(seconds, [(length, time) for length, time, _ in known])
-        memory_ahead = _guess(seconds, [(length, memory) for length, _, memory in known])
+        before = [(length, *known[length]) for length in sorted(known) if length < seconds]
+        time_ahead = _guess(seconds, [(length, time) for length, time, _ in before])
+        memory_ahead = _guess(seconds, [(length, memory) for length, _, memory in before])
         if time_ahead > patience:
             steps.append({"note": f"left out: would take about {time_ahead:.0f} s"})
             continue
@@ -355,7 +374,7 @@ def walk(
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             steps.append({"note": f"failed: {str(error).splitlines()[0]}"})
             continue
-        known.append((seconds, peak.seconds, peak.above))
+        known[seconds] = peak.seconds, peak.above
         steps.append({"seconds": peak.seconds, "above": peak.above, "total": peak.total})
     return {"steps": steps}
 

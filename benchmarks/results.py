@@ -161,7 +161,12 @@ def ratio_bar(
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> float:
-    """Return the median of the rounds' ratios: within a round both meet the same machine."""
+    """Return the median of the rounds' ratios: within a round both meet the same machine.
+
+    Where the numbers of samples say that there were no common rounds, the ratio of the medians.
+    """
+    if len(numerator.samples) != len(denominator.samples):
+        return numerator.median / denominator.median
     return statistics.median(_ratios(numerator, denominator))
 
 
