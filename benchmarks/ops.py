@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -37,20 +37,35 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: shapes forward, forward and backward, and with one and two threads."""
+    """What is measured: shapes forward, forward and backward, and with one and two threads.
+
+    One shape is also measured where glibc does with freed memory what it does by default.
+    """
 
     forward: tuple[Shape, ...]
     backward: tuple[Shape, ...]
     threads: tuple[Shape, ...]
+    default_malloc: Shape | None = None
     memory: bool = True
     seconds: float = 12.0
 
 
 _FORWARD = (Shape(1, 250), Shape(1, 1000), Shape(1, 4000))
 SIZES = {
-    "full": Sizes(_FORWARD, (Shape(8, 500),), (Shape(1, 1000),)),
-    "quick": Sizes((Shape(1, 1000), Shape(1, 4000)), (Shape(8, 500),), (Shape(1, 1000),), False, 2),
-    "tiny": Sizes((Shape(1, 5, 32), Shape(1, 20, 32)), (Shape(2, 5, 32),), (Shape(1, 20, 32),)),
+    "full": Sizes(_FORWARD, (Shape(8, 500),), (Shape(1, 1000),), Shape(1, 1000)),
+    "quick": Sizes(
+        (Shape(1, 1000), Shape(1, 4000)),
+        (Shape(8, 500),),
+        (Shape(1, 1000),),
+        memory=False,
+        seconds=2,
+    ),
+    "tiny": Sizes(
+        (Shape(1, 5, 32), Shape(1, 20, 32)),
+        (Shape(2, 5, 32),),
+        (Shape(1, 20, 32),),
+        Shape(1, 20, 32),
+    ),
 }
 _MORE_ON_CUDA = (Shape(16, 1000),)
 
@@ -68,6 +83,8 @@ def run(settings: Settings) -> list[Measurement]:
     if settings.device == "cpu":
         for shape in sizes.threads:
             results += _threads(shape, settings, sizes.seconds / 4)
+        if sizes.default_malloc:
+            results += _with_default_malloc(sizes.default_malloc, settings)
     if sizes.memory:
         for shape in sizes.backward:
             results += _memory(shape, settings)
@@ -290,6 +307,26 @@ def _threads(shape: Shape, settings: Settings, seconds: float) -> list[Measureme
             results.append(Measurement("scan", f"{case} by threads", "ours", "s", samples, size))
         settings.apply()
     return results
+
+
+def _with_default_malloc(shape: Shape, settings: Settings) -> list[Measurement]:
+    """Measure again in a process whose freed memory glibc may give back after each call."""
+    order = {"batch": shape.batch, "length": shape.length, "dim": shape.dim}
+    told = in_fresh_process("benchmarks.ops:times", replace(settings, malloc="default"), **order)
+    case, size = "forward, malloc default", shape.size("float32")
+    if why := told.get("failed", ""):
+        return [Measurement("scan", case, "ours", "s", [], size, why)]
+    return [Measurement("scan", case, name, "s", samples, size) for name, samples in told.items()]
+
+
+def times(settings: Settings, batch: int, length: int, dim: int) -> dict[str, list[float]]:
+    """Time the forward pass of what needs no compiler, in this process."""
+    inputs = scan_inputs(Shape(batch, length, dim), settings.device)
+    scans = {"ours": ours(), "loop": peers.loop_scan}
+    if not peers.mambapy_missing():
+        scans["mambapy"] = peers.mambapy_scan
+    calls = {name: _caller(scan, inputs, backward=False) for name, scan in scans.items()}
+    return interleaved(calls, settings, seconds=2)
 
 
 def _memory(shape: Shape, settings: Settings) -> list[Measurement]:
