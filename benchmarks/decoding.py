@@ -17,7 +17,7 @@ from benchmarks.results import Measurement
 from benchmarks.timing import Settings, interleaved
 from benchmarks.training import model_options
 
-SUBJECTS = ("conbimamba-ext", "conformer")
+SUBJECTS = ("conbimamba-ext", "conbimamba-inn", "conformer")
 SECONDS = {"full": (10.0,), "tiny": (0.5,)}
 SAMPLE_RATE = 16000
 TOKENS = 100
