@@ -72,7 +72,7 @@ lint: venv ## style and types
 bench-extra: venv
 	@$(PY) -c 'import mambapy, matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
 
-bench: bench-extra ## speed and memory against peers, about 10 minutes: table, JSON, plots
+bench: bench-extra ## speed and memory against peers: table, JSON, plots
 	@$(PY) -m benchmarks run --device '$(DEVICE)' --command 'make bench DEVICE=$(DEVICE)'
 
 bench-quick: bench-extra ## the main ratios only, a minute: before and after a change
