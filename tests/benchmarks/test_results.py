@@ -1,11 +1,12 @@
 """Bars are computed right; no time is asserted anywhere."""
 
 import dataclasses
+import re
 
 import pytest
 
-from benchmarks import encoders, ops, report, training
-from benchmarks.results import Bar, Measurement, Results, ratio_bar, table
+from benchmarks import encoders, layers, ops, report, training
+from benchmarks.results import Bar, Measurement, Results, ratio, ratio_bar, table
 
 
 def seconds(*samples, benchmark="scan", case="forward", subject="ours", **size):
@@ -46,6 +47,7 @@ def test_what_was_not_measured_in_rounds_has_no_spread():
     apart = ratio_bar("id", "what", seconds(9.0, 2.0), seconds(3.0), most=1.4, paired=False)
     once = ratio_bar("id", "what", seconds(9.0), seconds(3.0), most=1.4)
     assert apart.spread is once.spread is None
+    assert ratio(seconds(9.0, 2.0), seconds(3.0)) == 5.5 / 3
 
 
 def test_the_tables_last_column_is_the_status():
@@ -130,6 +132,27 @@ def test_where_there_is_no_crossover(times, found, words):
     assert report._in_words(found) == words
 
 
+def test_longer_speech_is_held_against_a_minute_of_the_same_process():
+    results = Results(encoder_times("conbimamba-inn", {60: 1.0, 300: 6.0, 1800: 32.0}))
+    assert status(encoders.bars(results), "encoder-linear-conbimamba-inn-300") == "not measured"
+    size = {"seconds": 60, "batch": 1, "precision": "float32"}
+    minutes, ratios = [1.1, 1.2, 1.3, 1.2], {}
+    results.append(
+        seconds(
+            *minutes, benchmark="encoder", case=encoders.BESIDE, subject="conbimamba-inn", **size
+        )
+    )
+    for bar in encoders.bars(results):
+        if bar.id.startswith("encoder-linear-conbimamba-inn"):
+            ratios[bar.id] = bar.value
+    assert ratios == pytest.approx(
+        {
+            "encoder-linear-conbimamba-inn-300": 6.0 / 5 / 1.2,
+            "encoder-linear-conbimamba-inn-1800": 32.0 / 30 / 1.2,
+        }
+    )
+
+
 def test_trainings_bars():
     size = {"batch": 8, "seconds": 10, "precision": "float32"}
     ours = seconds(1.2, benchmark="training", case="step", subject="conbimamba-ext", **size)
@@ -154,3 +177,25 @@ def test_trainings_bars():
 )
 def test_what_a_length_takes_is_guessed_by_a_power_of_it(known, guess):
     assert encoders._guess(60, known) == pytest.approx(guess)
+
+
+def test_reasons_quote_no_figure_that_changes_from_run_to_run():
+    for id, reason in report.explanations().items():
+        assert not re.search(r"\d\s?(%|x\b|ms\b)|\d\.\d", reason), id
+
+
+def test_the_speed_of_products_stands_beside_that_of_a_large_one():
+    size = {"length": 250, "batch": 1}
+    whole = seconds(4e-3, benchmark="layer", case="whole", subject="ExtBiMamba", **size)
+    alone, square = (
+        seconds(time, benchmark="layer", case=case, subject="ExtBiMamba", **size, operations=n)
+        for case, time, n in (("products", 2e-3, 2e8), (layers.SQUARE, 0.1, 1.5e10))
+    )
+    parts = [
+        seconds(time, benchmark="layer parts", case=case, subject="ExtBiMamba", **size)
+        for case, time in (("projections", 3e-3), ("selective scan", 1e-3))
+    ]
+    text = report._layers(Results([whole, alone, square, *parts]))
+    assert "alone: 2 ms, at 100 GFLOP/s where a large square product runs at 150 GFLOP/s." in text
+    assert "| projections | 3 ms | 75% |" in text
+    assert "| together | 4 ms |  |" in text

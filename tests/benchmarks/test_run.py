@@ -1,13 +1,17 @@
 """Every benchmark runs, at sizes whose figures mean nothing, and leaves what is promised."""
 
+import itertools
 import json
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import encoders, ops, peers, timing, training
+from benchmarks import encoders, layers, ops, peers, timing, training
+from benchmarks.products import operations_of, products_of
 from benchmarks.results import Measurement, Results
 from benchmarks.timing import Settings, in_fresh_process, peak_memory
+from espnet_bimamba.layers import ExtBiMamba
 from espnet_bimamba.ops.backends import ENVIRONMENT_VARIABLE
 
 TINY = Settings(threads=1, scale="tiny")
@@ -65,7 +69,9 @@ def test_the_scan_the_layers_and_the_file(made):
     assert {"ours", "loop"} <= subjects(run, "scan", "forward")
     assert {"ours", "loop"} <= subjects(run, "scan", "forward+backward")
     assert {"ours", "loop"} <= subjects(run, "scan", "forward+backward", unit="bytes")
+    assert {"ours", "loop"} <= subjects(run, "scan", "forward, malloc default")
     assert subjects(run, "layer", "products") == subjects(run, "layer", "whole")
+    assert subjects(run, "layer", layers.SQUARE) == subjects(run, "layer", "whole")
     assert {"ExtBiMamba", "InnBiMamba"} <= subjects(run, "layer parts", "projections")
     assert {"ExtBiMamba", "InnBiMamba"} <= subjects(run, "layer parts", "selective scan")
     assert {bar["id"] for bar in run["bars"]} >= {"scan-memory", "layer-products-ExtBiMamba"}
@@ -84,8 +90,13 @@ def test_models_and_the_report(made, capsys):
     assert {"conbimamba-ext", "conformer", encoders.FLOOR} <= subjects(run, "encoder", "forward")
     assert {"conbimamba-ext", "conformer"} <= subjects(run, "encoder", "forward", unit="bytes")
     assert {"conbimamba-inn", "conformer"} <= subjects(run, "training", "step")
-    assert {"conbimamba-inn", "conformer"} <= subjects(run, "training", "step", unit="bytes")
-    assert subjects(run, "decoding", "encoder") == subjects(run, "decoding", "all")
+    memories = [m for m in run["measurements"] if m["benchmark"] == "training"]
+    memories = [m for m in memories if m["unit"] == "bytes" and m["samples"]]
+    assert {(m["subject"], m["size"]["seconds"]) for m in memories} == set(
+        itertools.product(("conbimamba-ext", "conbimamba-inn", "conformer"), (0.5, 1))
+    )
+    recognized = {"conbimamba-ext", "conbimamba-inn", "conformer"}
+    assert subjects(run, "decoding", "encoder") == subjects(run, "decoding", "all") == recognized
     assert command_line.main(["report", str(file)]) == 0
     report = capsys.readouterr().out
     for title in ("# Benchmarks", "## Bars", "## Encoders", "## Training step", "## Recognition"):
@@ -152,6 +163,49 @@ def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
     first, second = told["steps"]
     assert first["seconds"] > 0
     assert second["note"].startswith("left out: would take about")
+
+
+@pytest.mark.parametrize(
+    ("subject", "lengths"),
+    [
+        ("conbimamba-inn", [10, 30, 60, 300, 60, 1800, 60, 300, 60, 1800]),
+        ("bimamba", [10, 30, 60, 300]),
+        ("conformer", [10, 30, 60, 300, 60, 1800]),
+    ],
+)
+def test_what_is_held_to_be_linear_is_measured_beside_a_minute(monkeypatch, subject, lengths):
+    asked = []
+
+    def fresh(_, settings, lengths, **order):
+        asked.extend(lengths)
+        step = {"above": 2, "total": 3}
+        return {"steps": [step | {"seconds": n + t / 10} for n, t in enumerate(lengths)]}
+
+    monkeypatch.setattr(encoders, "in_fresh_process", fresh)
+    full = Settings()
+    found = Results(encoders._walk(full, encoders.SIZES["full"], subject, "float32", {}))
+    assert asked == lengths
+    (beside,) = found.select("encoder", encoders.BESIDE, unit="s")
+    assert beside.size["seconds"] == 60
+    assert beside.samples == [n + 6 for n, seconds in enumerate(lengths) if seconds == 60]
+    (five,) = found.select("encoder", "forward", unit="s", seconds=300)
+    assert five.samples == [n + 30 for n, seconds in enumerate(lengths) if seconds == 300]
+    assert {m.size["seconds"] for m in found.select("encoder", unit="bytes")} >= {10, 30}
+
+
+def test_of_several_profiles_the_one_nearest_to_the_whole_is_kept(monkeypatch):
+    profiles = iter([{"a": 9.0, "b": 4.0}, {"a": 3.0, "b": 2.0}, {"a": 3.0, "b": 0.5}])
+    monkeypatch.setattr(layers, "_profile", lambda *_: next(profiles))
+    assert layers.parts(lambda: None, TINY, whole=4.5) == {"a": 3.0, "b": 2.0}
+
+
+def test_the_operations_of_products_are_those_of_the_weights():
+    mixer, length = ExtBiMamba(32).eval(), 7
+    x = torch.randn(1, length, 32)
+    found = operations_of(products_of(lambda: mixer(x)))
+    # Two for each weight and frame, a multiplication and an addition.
+    weights = [p for name, p in mixer.named_parameters() if name.endswith("_proj.weight")]
+    assert found == 2 * length * sum(p.numel() for p in weights)
 
 
 def test_a_process_that_dies_of_the_longest_length_loses_no_other(monkeypatch):
