@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_bimamba import recipes
+from espnet_bimamba import recipes, scoring
 from espnet_bimamba.cli.recipes import warn_of_missing
 from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
 
@@ -42,6 +42,7 @@ class Stock:
         tell: Tells a working copy where the corpus lies, or None where it comes with the recipe.
         before: What has to happen before ``run.sh``; may run a stage itself, and returns the
             options that are left.
+        after: What follows a ``run.sh`` that ended well, from its options.
     """
 
     model: str = "conextbimamba"
@@ -50,10 +51,15 @@ class Stock:
     without_lm: tuple[str, ...] = ("--use_lm", "false")
     tell: Callable[[Path, Path], None] | None = None
     before: Callable[[Path, list[str]], list[str] | None] | None = None
+    after: Callable[[list[str]], int] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the working copy and becomes its run.sh; returns only if that cannot start."""
+    """Makes the working copy and becomes its run.sh.
+
+    Returns:
+        The exit code, if the script cannot start, or if something follows it.
+    """
     args, options = _parse(argv)
     stock = RECIPES[args.recipe]
     try:
@@ -72,10 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except subprocess.CalledProcessError as error:
         return error.returncode
-    if rest is not None:
-        sys.stdout.flush()
-        os.execv("./run.sh", ["./run.sh", *rest])
+    if rest is None:
+        return 0
+    sys.stdout.flush()
+    if stock.after is not None:
+        return _run(rest) or stock.after(rest)
+    os.execv("./run.sh", ["./run.sh", *rest])
     return 0
+
+
+def _run(options: list[str]) -> int:
+    return subprocess.run(["./run.sh", *options], check=False).returncode
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -207,6 +220,22 @@ def _seame_first(work: Path, options: list[str]) -> list[str] | None:
     return [*options, "--stage", "2"]
 
 
+def _mixed_error_rates(options: list[str]) -> int:
+    """What SEAME's own scoring lacks: it counts Mandarin and English apart.
+
+    For all that is decoded in the working copy, into ``MER.md`` of each experiment.
+    """
+    first, last = _stage(options, "--stage", usual=1), _stage(options, "--stop_stage", usual=13)
+    if not first <= 13 <= last:
+        return 0
+    experiments = sorted({path.parents[2] for path in Path("exp").glob("asr_*/*/*/text")})
+    codes = [0]
+    for experiment in experiments:
+        print(f"\nMixed error rate, {experiment}/MER.md:", flush=True)
+        codes.append(scoring.main(["--experiment", str(experiment)]))
+    return max(codes)
+
+
 def _stage(options: list[str], name: str, usual: int) -> int:
     value = _value(options, name) or str(usual)
     if not value.isdecimal():
@@ -247,6 +276,7 @@ RECIPES = {
         baselines={"conformer": "tuning/train_asr_conformer.yaml"},
         tell=_in_db_sh("SEAME"),
         before=_seame_first,
+        after=_mixed_error_rates,
     ),
     "an4": Stock(
         baselines={"transformer": "train_asr_transformer.yaml"},

@@ -69,6 +69,7 @@ def run(cache, tmp_path, monkeypatch, capfd):
         became = []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(os, "execv", lambda program, words: became.append(words))
+        monkeypatch.setattr(run_stock, "_run", lambda words: became.append(["./run.sh", *words]))
         capfd.readouterr()
         code = run_stock.main([recipe, "--cache", str(cache), "--work", "work", *options])
         return Ran(code, *capfd.readouterr(), became[0] if became else None)
@@ -260,6 +261,40 @@ def test_seame_without_its_first_stage_says_so(run, tmp_path):
     done = run("seame", "--model", "conformer", "--stage", "10")
     assert done.code == 2
     assert "data/train/token.man.2 is not there. What to do: run --stage 1 first" in done.err
+
+
+def test_seames_mixed_error_rate_follows_its_own_scoring(script, tmp_path):
+    work = tmp_path / "work" / "egs2" / "seame" / "asr1"
+    assert script("seame", "--stop_stage", "1").returncode == 0
+    decoded = work / "exp" / "asr_x" / "decode_asr" / "devman"
+    (decoded / "logdir").mkdir(parents=True)
+    (decoded / "text").write_text("a-1 \u6211 like \u732b\n")
+    (work / "dump" / "raw" / "devman").mkdir(parents=True)
+    (work / "dump" / "raw" / "devman" / "text").write_text("a-1 \u6211 like \u72d7 too\n")
+
+    assert "Mixed" not in script("seame", "--stage", "13", "--stop_stage", "12").stdout
+    assert not (work / "exp" / "asr_x" / "MER.md").exists()
+    done = script("seame", "--stage", "13")
+    assert done.returncode == 0, done.stderr
+    # Two errors in four tokens, one in two characters, one in two words.
+    rows = [line.split("|")[2:4] + line.split("|")[-3:-2] for line in done.stdout.splitlines()[-3:]]
+    assert [row[::2] for row in rows] == [
+        ["MER, mixed", "50.0"],
+        ["CER, Mandarin", "50.0"],
+        ["WER, English", "50.0"],
+    ]
+    assert "|MER, mixed|" in (work / "exp" / "asr_x" / "MER.md").read_text()
+
+
+def test_nothing_is_scored_after_a_failure(script, tmp_path):
+    work = tmp_path / "work" / "egs2" / "seame" / "asr1"
+    assert script("seame", "--stop_stage", "1").returncode == 0
+    (work / "run.sh").unlink()
+    (work / "run.sh").write_text("#!/bin/bash\nexit 7\n")
+    (work / "run.sh").chmod(0o755)
+    done = script("seame", "--stage", "13")
+    assert done.returncode == 7
+    assert "Mixed" not in done.stdout
 
 
 def test_a_stage_is_a_number(run):
