@@ -1,0 +1,84 @@
+"""The runner of egs/so762, with an asr.sh that prints what it was called with."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from espnet_bimamba import recipes
+from tests.egs.programs import HOME
+from tests.test_recipes import FILES, write_sdist
+
+PRINT = '#!/bin/bash\nprintf "%s\\n" "$0" "$@"\n'
+PLAIN = "--max_epoch 8 --specaug none --preprocessor_conf data_aug_prob=0.0"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Calls a copy of the runner; returns the options of each call of asr.sh."""
+    for part in ("egs/so762", "conf/so762"):
+        shutil.copytree(HOME / part, tmp_path / part)
+    version = recipes.installed_version()
+    files = FILES | {"egs2/TEMPLATE/asr1/asr.sh": PRINT}
+    write_sdist(tmp_path / ".cache" / f"espnet-{version}.tar.gz", files, f"espnet-{version}")
+
+    def call(*options):
+        environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+        done = subprocess.run(
+            [tmp_path / "egs/so762/asr1/run.sh", *options],
+            env=environment | {"PYTHONPATH": str(HOME)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        calls = [words.split("\n") for words in done.stdout.split("./asr.sh\n")[1:]]
+        return [dict(zip(words[::2], words[1::2], strict=False)) for words in calls]
+
+    return call
+
+
+def courses(calls):
+    """The stages and the training's own options of each call, without doubled spaces."""
+    names = ("--stage", "--stop_stage", "--asr_args")
+    return [tuple(" ".join(call[name].split()) for name in names) for call in calls]
+
+
+def test_the_first_epochs_are_without_augmentation(run, tmp_path):
+    calls = run("--seed", "3", "--data", "/x", "--model", "conmamba")
+    assert courses(calls) == [("1", "11", f"--seed 3 {PLAIN}"), ("11", "12", "--seed 3")]
+    for call in calls:
+        assert call["--asr_config"] == str(tmp_path / "conf/so762/train_asr_conmamba.yaml")
+        assert call["--asr_tag"] == "conmamba_seed3", "both parts are one training"
+        assert call["--local_data_opts"] == "/x"
+
+
+def test_what_does_not_train_is_one_call(run):
+    assert courses(run("--stop_stage", "10")) == [("1", "10", "--seed 1")]
+    assert courses(run("--stage", "12")) == [("12", "12", "--seed 1")]
+
+
+def test_the_users_options_are_passed_on(run):
+    calls = run("--stage", "11", "--stop_stage", "11", "--nj", "1", "--asr_args", "--lr 1")
+    assert courses(calls) == [
+        ("11", "11", f"--seed 1 {PLAIN} --lr 1"),
+        ("11", "11", "--seed 1 --lr 1"),
+    ]
+    assert all(call["--nj"] == "1" for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "conmanba"], "no model 'conmanba' here; there are:\n  conextbimamba\n"),
+        (["--seed"], "option '--seed' needs a value\n"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    done = subprocess.run(
+        [HOME / "egs/so762/asr1/run.sh", *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
