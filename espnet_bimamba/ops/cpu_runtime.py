@@ -66,16 +66,12 @@ class Kernel:
         if kind in self._known and self._compiled is not None:
             self._compiled(*args)
             return
-        with _compile_lock, _one_process_at_a_time(Path(config.CACHE_DIR or _own_cache())):
-            self._first_call(args)
+        name = f"{self._function.__module__}.{self._function.__qualname__}"
+        with _compile_lock, _told_meanwhile(name), _one_process_at_a_time(name):
+            self._first_call(name, args)
             self._known.add(kind)
 
-    def _first_call(self, args: tuple) -> None:
-        name = f"{self._function.__module__}.{self._function.__qualname__}"
-        with _told_meanwhile(name):
-            self._run_first(name, args)
-
-    def _run_first(self, name: str, args: tuple) -> None:
+    def _first_call(self, name: str, args: tuple) -> None:
         start = time.perf_counter()
         found = False
         try:
@@ -154,17 +150,19 @@ def _numba_cache_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_process_at_a_time(cache: Path) -> Iterator[None]:
-    """Let one process compile and the others find its ``cache``.
+def _one_process_at_a_time(name: str) -> Iterator[None]:
+    """Let one process compile the kernel of that name and the others find what it left.
 
     Numba numbers its cache files by an index that two processes can read before either writes;
     without the lock one would overwrite the other's code. The lock lies where the cache does:
-    jobs of a cluster share a home, each with temporary files of its own.
+    jobs of a cluster share a home, each with temporary files of its own. Each kernel has its own,
+    since it has its own index: who finds a kernel on disk does not wait for another's.
     """
+    cache = Path(config.CACHE_DIR or _own_cache())
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((cache / "compile.lock").open("a"))
+            lock = stack.enter_context((cache / f"{name}.lock").open("a"))
             # Not flock, which a forked child would hold on to.
             fcntl.lockf(lock, fcntl.LOCK_EX)
         yield

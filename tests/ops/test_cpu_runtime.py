@@ -318,6 +318,33 @@ def test_a_kernel_that_is_there_at_once_is_not(tmp_path):
     assert "being compiled" not in log_of_first_use(tmp_path, AT_ONCE.replace("0.0", "60.0"))
 
 
+OTHER_PROCESS = """
+import fcntl, sys
+lock = open(sys.argv[1], "a")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read(1)
+"""
+
+
+@pytest.mark.parametrize(("other", "waits"), [("add_one", True), ("add_two", False)])
+def test_another_process_is_waited_for_only_if_it_compiles_the_same_kernel(tmp_path, other, waits):
+    log_of_first_use(tmp_path)
+    command = [sys.executable, "-c", OTHER_PROCESS, tmp_path / "cache" / f"kernel.{other}.lock"]
+    with (
+        ThreadPoolExecutor(1) as pool,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdout.readline() == b"locked\n"
+        use = pool.submit(log_of_first_use, tmp_path)
+        if waits:
+            with pytest.raises(TimeoutError):
+                use.result(timeout=10)
+            process.stdin.close()
+        assert "compiled for this machine in" not in use.result(timeout=120)
+        assert (process.poll() is None) == (not waits)
+
+
 def test_compiled_code_is_found_again_and_a_truncated_cache_is_survived(tmp_path):
     assert "compiled for this machine" in log_of_first_use(tmp_path)
     assert "compiled" not in log_of_first_use(tmp_path)
