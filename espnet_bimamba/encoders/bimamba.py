@@ -7,9 +7,10 @@ from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.legacy.nets.pytorch_backend.transformer.layer_norm import LayerNorm
 from torch import Tensor, nn
 
-from espnet_bimamba.encoders.host import LayerStackHost, check_flag
+from espnet_bimamba.encoders.host import LayerStackHost
 from espnet_bimamba.encoders.options import FEED_FORWARD
 from espnet_bimamba.errors import UnusedOptionError
+from espnet_bimamba.layers.checks import check_flag
 
 
 class BiMambaLayer(nn.Module):

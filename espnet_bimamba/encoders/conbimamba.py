@@ -6,11 +6,11 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
 from espnet_bimamba.encoders.host import (
     LayerStackHost,
-    check_flag,
     check_real_frames_only,
     count_real_frames_only,
 )
 from espnet_bimamba.errors import OptionError
+from espnet_bimamba.layers.checks import check_flag
 
 
 class ConBiMambaEncoder(LayerStackHost, ConformerEncoder):

@@ -227,16 +227,6 @@ def check_real_frames_only(encoder: MixerHost) -> None:
             )
 
 
-def check_flag(option: str, value: object) -> None:
-    """Refuse what is neither true nor false: "no" in quotes would be taken for true.
-
-    Raises:
-        OptionError: ``value`` is no bool.
-    """
-    if type(value) is not bool:
-        raise OptionError(option, value, "true or false")
-
-
 def _layer_indices(layers: object, blocks: int) -> set[int]:
     """Return what ``gradient_checkpoint_layers`` lists.
 

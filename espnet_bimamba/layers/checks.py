@@ -1,4 +1,4 @@
-"""Checks that every mixer makes: of its options at construction, of a state dict at loading."""
+"""Checks of options at construction and, for every mixer, of a state dict at loading."""
 
 import math
 from typing import Any
@@ -25,23 +25,38 @@ def check_mixer_options(
     Raises:
         OptionError: An option is out of range or of the wrong type.
     """
-    _check_integer("d_model", d_model)
-    _check_integer("d_state", d_state, MAX_D_STATE)
-    _check_integer("d_conv", d_conv)
-    _check_integer("expand", expand)
+    check_integer("d_model", d_model)
+    check_integer("d_state", d_state, MAX_D_STATE)
+    check_integer("d_conv", d_conv)
+    check_integer("expand", expand)
     if dt_rank != "auto":
-        _check_integer("dt_rank", dt_rank, alternative='or "auto"')
+        check_integer("dt_rank", dt_rank, alternative='or "auto"')
     if A_init not in list(A_INITS):
         raise OptionError("A_init", A_init, f"one of {', '.join(A_INITS)}")
 
 
-def _check_integer(
+def check_integer(
     option: str, value: object, largest: int | None = None, alternative: str = ""
 ) -> None:
+    """Refuse what is no integer from 1 to ``largest``; True is none.
+
+    Raises:
+        OptionError: ``value`` is something else; the message says that ``alternative`` is allowed.
+    """
     if type(value) is int and value >= 1 and (largest is None or value <= largest):
         return
     limit = "of at least 1" if largest is None else f"from 1 to {largest}"
     raise OptionError(option, value, f"an integer {limit} {alternative}".rstrip())
+
+
+def check_flag(option: str, value: object) -> None:
+    """Refuse what is neither true nor false: "no" in quotes would be taken for true.
+
+    Raises:
+        OptionError: ``value`` is no bool.
+    """
+    if type(value) is not bool:
+        raise OptionError(option, value, "true or false")
 
 
 def check_dt_range(dt_min: float, dt_max: float, dt_init_floor: float) -> None:
