@@ -27,6 +27,7 @@ FLOORS = {
     "espnet_bimamba.ops": 1,
     "espnet_bimamba.layers": 2,
     "espnet_bimamba.encoders": 3,
+    "espnet_bimamba.separators": 3,
     "espnet_bimamba.registry": 4,
     "espnet_bimamba.startup": 5,
     "espnet_bimamba.cli": 5,
@@ -35,15 +36,17 @@ FLOORS = {
 
 ESPNET = {"espnet", "espnet2", "espnet3"}
 KERNELS = {"numba", "triton", "mamba_ssm", "causal_conv1d", "kernels"}
+# The operators and what they run on: the floors above the layers leave both to the layers.
+OPERATION = KERNELS | {
+    f"espnet_bimamba.ops.{name}"
+    for name in (*OPERATORS, "backends", "cpu_runtime", "triton_runtime", "fused_runtime")
+}
 # Prefix of modules -> what none of them imports anywhere.
 FORBIDDEN = {
     "espnet_bimamba.ops": ESPNET,
     "espnet_bimamba.layers": ESPNET | KERNELS,
-    "espnet_bimamba.encoders": KERNELS
-    | {
-        f"espnet_bimamba.ops.{name}"
-        for name in (*OPERATORS, "backends", "cpu_runtime", "triton_runtime", "fused_runtime")
-    },
+    "espnet_bimamba.encoders": OPERATION,
+    "espnet_bimamba.separators": OPERATION,
     "espnet_bimamba.registry": KERNELS | {"torch", "numpy"},
     "espnet_bimamba.startup": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.recipes": KERNELS | ESPNET | {"torch", "numpy"},

@@ -1,0 +1,1 @@
+"""Speech enhancement: an ESPnet separator, and the window and the loss that the paper has."""
