@@ -18,14 +18,29 @@ ENCODERS = {
     "e_branchbimamba": "espnet_bimamba.encoders.e_branchbimamba:EBranchBiMambaEncoder",
 }
 
+# Of speech enhancement.
+SEPARATORS = {"bimamba": "espnet_bimamba.separators.bimamba:BiMambaSeparator"}
+SPECTRA = {"stft_sqrt_hann": "espnet_bimamba.separators.stft:SqrtHannEncoder"}
+SIGNALS = {"stft_sqrt_hann": "espnet_bimamba.separators.stft:SqrtHannDecoder"}
+CRITERIONS = {"compressed_mse": "espnet_bimamba.separators.loss:CompressedMagnitudeMSE"}
+
 # ESPnet module -> its registry -> what it learns. The registries of enh_s2t and gan_tok are
-# copies of those of asr, st and diar, taken when the module is imported.
+# copies of those of enh, asr, st and diar, taken when the module is imported; enh_tse uses enh's.
 HOSTS: dict[str, dict[str, dict[str, str]]] = {
     "espnet2.tasks.asr": {"encoder_choices": ENCODERS},
     "espnet2.tasks.asvspoof": {"encoder_choices": ENCODERS},
     "espnet2.tasks.cls": {"encoder_choices": ENCODERS},
     "espnet2.tasks.diar": {"encoder_choices": ENCODERS},
+    "espnet2.tasks.enh": {
+        "encoder_choices": SPECTRA,
+        "separator_choices": SEPARATORS,
+        "decoder_choices": SIGNALS,
+        "criterion_choices": CRITERIONS,
+    },
     "espnet2.tasks.enh_s2t": {
+        "enh_encoder_choices": SPECTRA,
+        "enh_separator_choices": SEPARATORS,
+        "enh_decoder_choices": SIGNALS,
         "asr_encoder_choices": ENCODERS,
         "st_encoder_choices": ENCODERS,
         "diar_encoder_choices": ENCODERS,
@@ -71,7 +86,7 @@ def register(module: "ModuleType") -> None:
     """Make our names known to the registries of a task module that has just been imported.
 
     Whatever goes wrong here becomes one warning for each cause: an ESPnet that does not use
-    our encoders is never stopped.
+    our classes is never stopped.
 
     Args:
         module: One of :data:`HOSTS`, already executed.
@@ -83,8 +98,8 @@ def register(module: "ModuleType") -> None:
             _extend(getattr(module, attribute), table, f"{module.__name__}.{attribute}")
     except Exception as error:
         warn_once(
-            f"espnet-bimamba did not register its encoders ({type(error).__name__}: {error}). "
-            "ESPnet's own encoders work as before."
+            f"espnet-bimamba did not register its classes ({type(error).__name__}: {error}). "
+            "ESPnet's own work as before."
         )
 
 
@@ -96,7 +111,7 @@ def _extend(choices: "Any", table: dict[str, str], where: str) -> None:
         present = choices.classes.setdefault(name, cls)
         if present is not cls:
             warn_once(
-                f"ESPnet has an encoder of its own called {name!r} "
+                f"ESPnet has a class of its own called {name!r} "
                 f"({present.__module__}.{present.__qualname__}): that one is used in {where}, "
                 f"espnet-bimamba's is not registered there."
             )

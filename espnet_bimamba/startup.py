@@ -1,4 +1,4 @@
-"""Registers our encoders in every ESPnet task as soon as the task has been imported.
+"""Registers our classes in every ESPnet task as soon as the task has been imported.
 
 ``espnet_bimamba.pth`` imports this module when the interpreter starts, so it imports only
 what the interpreter has loaded by then, and does no work before ESPnet is imported.
@@ -72,6 +72,6 @@ def _register_after_execution(loader: "Any") -> None:
         loader.exec_module = execute_and_register
     except AttributeError:
         registry.warn_once(
-            f"espnet-bimamba cannot register its encoders: {type(loader).__name__}, which loads "
+            f"espnet-bimamba cannot register its classes: {type(loader).__name__}, which loads "
             "ESPnet here, does not let itself be extended. `import espnet_bimamba` after the task."
         )

@@ -230,7 +230,7 @@ def test_a_failure_of_ours_does_not_stop_espnet(installed):
     installed.write({"fake_encoders.py": "raise OSError('libcudart.so is missing')\n"})
     result = installed.run("-c", NAMES)
     assert result.stdout.strip() == "conformer"
-    assert "RuntimeWarning: espnet-bimamba did not register its encoders" in result.stderr
+    assert "RuntimeWarning: espnet-bimamba did not register its classes" in result.stderr
     assert "(OSError: libcudart.so is missing)" in result.stderr
 
 
