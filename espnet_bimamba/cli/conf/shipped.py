@@ -8,7 +8,7 @@ with the model that the YAML builds and with the stock file that it names::
     # Parameters: 40.79 M, paper 41.59 M
 
 The second may go on with ``; encoder: seame/asr1/conf/train.yaml``, the third may end with ``paper
-prints none``.
+prints none``. Where ESPnet has no such file, the second line is a mere comment, ``# Follows: ...``.
 """
 
 import difflib
@@ -21,8 +21,9 @@ import yaml
 from espnet_bimamba.cli.conf.files import items, read
 from espnet_bimamba.errors import ConfigError, OptionError
 
-PREFIX = "train_asr_"
+PREFIXES = ("train_asr_", "train_enh_")
 ENCODER = re.compile(r"^encoder: (\w+)$", re.MULTILINE)
+SEPARATOR = re.compile(r"^separator: (\w+)$", re.MULTILINE)
 PAPER = re.compile(r"^# Paper: (.+)$", re.MULTILINE)
 STOCK = re.compile(r"^# Stock: ([^\s;]+)(?:; encoder: (\S+))?$", re.MULTILINE)
 PARAMETERS = re.compile(
@@ -37,7 +38,8 @@ class Shipped:
     Attributes:
         name: ``recipe/model`` of a training YAML, ``recipe/decode_asr`` of a decoding one.
         path: The file.
-        encoder: The encoder that it names; None in a decoding YAML.
+        encoder: The encoder that it names, of speech enhancement the separator; None in a decoding
+            YAML.
         paper: Table and row; None in a YAML that the paper has nothing to do with.
         stock: The file of ESPnet that it follows, as a path in ``egs2``; None if it follows none.
         stock_encoder: The file of ESPnet whose encoder it follows instead of that of ``stock``.
@@ -71,19 +73,18 @@ def folder() -> Path:
 def shipped() -> list[Shipped]:
     """Return all training and decoding YAMLs, a recipe's training YAMLs first."""
     root = folder()
-    trainings, decodings = root.glob(f"*/{PREFIX}*.yaml"), root.glob("*/decode_*.yaml")
-    files = [describe(path) for found in (trainings, decodings) for path in sorted(found)]
+    patterns = [*(f"{prefix}*" for prefix in PREFIXES), "decode_*"]
+    files = [describe(p) for pattern in patterns for p in sorted(root.glob(f"*/{pattern}.yaml"))]
     return sorted(files, key=lambda file: file.path.parent.name)
 
 
 def describe(path: Path) -> Shipped:
     """Return what a YAML says of itself, read line by line: parsing all of them takes a second."""
     text = read(path)
-    encoder, paper, stock, parameters = (
-        line.search(text) for line in (ENCODER, PAPER, STOCK, PARAMETERS)
-    )
+    paper, stock, parameters = (line.search(text) for line in (PAPER, STOCK, PARAMETERS))
+    encoder = SEPARATOR.search(text) or ENCODER.search(text)
     return Shipped(
-        name=f"{path.parent.name}/{path.stem.removeprefix(PREFIX)}",
+        name=f"{path.parent.name}/{_model(path)}",
         path=path,
         encoder=encoder[1] if encoder else None,
         paper=paper[1] if paper else None,
@@ -92,6 +93,13 @@ def describe(path: Path) -> Shipped:
         parameters=float(parameters[1]) if parameters else None,
         paper_parameters=float(parameters[2]) if parameters and parameters[2] else None,
     )
+
+
+def _model(path: Path) -> str:
+    for prefix in PREFIXES:
+        if path.stem.startswith(prefix):
+            return path.stem.removeprefix(prefix)
+    return path.stem
 
 
 def find(name: str) -> Shipped:

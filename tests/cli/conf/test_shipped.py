@@ -77,7 +77,8 @@ def test_list_names_every_yaml_of_the_package(cli):
     status, out, _ = cli("list", "--json")
     assert status == 0
     listed = {Path(file["path"]) for file in json.loads(out)}
-    assert listed == {*CONF.glob("*/train_asr_*.yaml"), *CONF.glob("*/decode_*.yaml")}
+    kinds = ("train_asr", "train_enh", "decode")
+    assert listed == {path for kind in kinds for path in CONF.glob(f"*/{kind}_*.yaml")}
 
 
 def test_list_prints_what_a_yaml_says_of_itself(cli, conf):
@@ -88,6 +89,16 @@ def test_list_prints_what_a_yaml_says_of_itself(cli, conf):
         "corpus/model       conbimamba     1.50      1.49  Table 8, a row",
         "corpus/decode_asr  -                 -         -  all of it",
     ]
+
+
+def test_of_enhancement_the_separator_is_listed(conf):
+    (conf / "se").mkdir()
+    path = conf / "se" / "train_enh_mamba4.yaml"
+    path.write_text(
+        "# Paper: Table 3\n# Follows: appendix C.1\nencoder: stft\nseparator: bimamba\n"
+    )
+    file = shipped.find("se/mamba4")
+    assert (file.path, file.encoder, file.paper, file.stock) == (path, "bimamba", "Table 3", None)
 
 
 def test_list_prints_json(cli, conf):

@@ -1,0 +1,127 @@
+"""Every YAML of speech enhancement is the row of the paper that it says, and trains as it says."""
+
+import pytest
+import torch
+import yaml
+from espnet2.schedulers.warmup_lr import WarmupLR
+from espnet2.tasks.enh import EnhancementTask
+
+from espnet_bimamba.cli.conf import shipped
+from espnet_bimamba.layers.mamba import SelectiveSSM
+from tests.separators.zoo import MISPRINTED, ROWS
+
+FILES = {
+    file.name.removeprefix("se/"): file
+    for file in shipped.shipped()
+    if file.path.parent.name == "se"
+}
+every_yaml = pytest.mark.parametrize("name", FILES)
+
+
+def load(name):
+    return yaml.safe_load(FILES[name].path.read_text())
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return EnhancementTask.get_parser()
+
+
+def test_every_row_of_the_paper_has_its_yaml():
+    assert set(FILES) == set(ROWS)
+
+
+@every_yaml
+def test_a_yaml_builds_the_row_that_it_says(name, parser, monkeypatch):
+    for cls in (torch.nn.Linear, torch.nn.modules.conv._ConvNd):
+        monkeypatch.setattr(cls, "reset_parameters", lambda self: None)
+    monkeypatch.setattr(SelectiveSSM, "espnet_initialization_fn", lambda self: None)
+    args = parser.parse_args(["--config", str(FILES[name].path)])
+    with torch.device("meta"):
+        model = EnhancementTask.build_model(args)
+    separator, file, row = model.separator, FILES[name], ROWS[name]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    # 768: the normalized ends (tests/separators/test_counts.py).
+    assert (count - 768) / 1e6 == pytest.approx(row.millions, abs=0.00051)
+    assert f"{count / 1e6:.2f}" == f"{file.parameters:.2f}"
+    assert file.paper_parameters == row.printed
+    assert ("misprint" in file.path.read_text()) == (name in MISPRINTED)
+    assert separator.causal == row.causal
+    assert file.paper.endswith(", causal" if row.causal else ", not causal")
+    assert f"-{row.options['layers']}" in file.paper
+    assert (separator.block_type, separator.mamba_type) == (
+        row.options["block_type"],
+        row.options["mamba_type"],
+    )
+    assert len(separator.layers) == row.options["layers"]
+    assert model.encoder.output_dim == 257
+    assert model.encoder.window == model.decoder.window == "sqrt_hann"
+
+
+@every_yaml
+def test_nothing_else_differs_between_two_yamls(name):
+    config, other = load(name), load("mamba4")
+    conf = config.pop("separator_conf")
+    other.pop("separator_conf")
+    assert config == other
+    options = dict(ROWS[name].options)
+    if options["mamba_type"] == "extbimamba":
+        options["fusion"] = "add"
+    if options["mamba_type"] == "attention":
+        options["aheads"] = 8
+    if options["block_type"] != "independent":
+        options["linear_units"] = 1024
+    if options["block_type"] == "conformer":
+        options["conformer_enc_kernel_size"] = 32
+    assert conf == options | {
+        "num_spk": 1,
+        "adim": 256,
+        "dropout_rate": 0.0,
+        "ends": "normalized",
+        "target": "mask",
+        "nonlinear": "sigmoid",
+    }
+
+
+def test_the_transform_and_the_training_are_the_papers():
+    config = load("mamba4")
+    assert config["encoder_conf"] == {"n_fft": 512, "win_length": 512, "hop_length": 256}
+    assert config["decoder_conf"] == config["encoder_conf"]
+    assert (config["batch_type"], config["batch_size"], config["max_epoch"]) == (
+        "unsorted",
+        10,
+        150,
+    )
+    assert config["optim"] == "adam"
+    assert config["optim_conf"]["betas"] == [0.9, 0.98]
+    assert config["optim_conf"]["eps"] == 1e-9
+
+
+def test_the_learning_rate_is_the_papers():
+    config = load("mamba4")
+    assert config["scheduler"] == "warmuplr"
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], **config["optim_conf"])
+    scheduler = WarmupLR(optimizer, **config["scheduler_conf"])
+    for step in (1, 7, 39_999, 40_000, 40_001, 400_000):
+        scheduler.last_epoch = step - 1
+        (rate,) = scheduler.get_lr()
+        assert rate == pytest.approx(256**-0.5 * min(step**-0.5, step * 40_000**-1.5), rel=1e-12)
+
+
+def test_no_value_of_the_gradient_leaves_the_papers_range():
+    """ESPnet has no clipping by value: the norm of the largest value is the nearest."""
+    config = load("mamba4")
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+
+    def clipped(*gradients):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.tensor(gradient)
+        torch.nn.utils.clip_grad_norm_(
+            parameters, max_norm=config["grad_clip"], norm_type=config["grad_clip_type"]
+        )
+        return torch.stack([parameter.grad for parameter in parameters])
+
+    small = [[0.5, -0.9, 0.1], [0.2, 0.3, 0.99]]
+    torch.testing.assert_close(clipped(*small), torch.tensor(small))
+    large = [[0.5, -4.0, 0.1], [0.2, 2.0, 0.99]]
+    torch.testing.assert_close(clipped(*large), torch.tensor(large) / 4)
