@@ -1,5 +1,8 @@
 """Every YAML of speech enhancement is the row of the paper that it says, and trains as it says."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -15,6 +18,16 @@ FILES = {
     for file in shipped.shipped()
     if file.path.parent.name == "se"
 }
+DOC = Path(__file__).parents[2] / "docs" / "paper.md"
+#: Rows of the paper: paper, YAML, ours, paper's, result, command, here.
+CELLS = [
+    cells
+    for line in DOC.read_text().splitlines()
+    if len(cells := [cell.strip() for cell in line.strip("|").split(" | ")]) == 7
+    and cells[1].startswith("`se/")
+]
+SCORES = [cells for cells in CELLS if cells[4].count("/") >= 5]
+SPEEDS = [cells for cells in CELLS if ";" in cells[4]]
 every_yaml = pytest.mark.parametrize("name", FILES)
 
 
@@ -125,3 +138,37 @@ def test_no_value_of_the_gradient_leaves_the_papers_range():
     torch.testing.assert_close(clipped(*small), torch.tensor(small))
     large = [[0.5, -4.0, 0.1], [0.2, 2.0, 0.99]]
     torch.testing.assert_close(clipped(*large), torch.tensor(large) / 4)
+
+
+def test_the_document_has_every_row_once_with_scores():
+    assert sorted(cells[1] for cells in SCORES) == sorted(f"`se/{name}`" for name in FILES)
+    assert len(SCORES) + len(SPEEDS) == len(CELLS)
+
+
+def test_the_document_has_every_table_of_enhancement():
+    assert set.union(*(_tables_of_row(cells) for cells in CELLS)) == set("123456") | {
+        "12",
+        "13",
+        "14",
+    }
+
+
+def _tables_of_row(cells):
+    return set(re.findall(r"\bT(\d+)", cells[0]))
+
+
+@pytest.mark.parametrize("cells", CELLS, ids=lambda cells: f"{cells[0]}-{cells[1]}")
+def test_a_row_says_what_its_yaml_says(cells):
+    label, name, ours, papers, _, command, here = cells
+    file = FILES[name.strip("`").removeprefix("se/")]
+    assert (ours, papers) == (f"{file.parameters:.2f}", f"{file.paper_parameters:.2f}")
+    assert command == f"`egs/se/enh1/run.sh --model {file.name.removeprefix('se/')}`"
+    assert here == "not run"
+    model = file.paper.partition("enhancement, ")[2].replace('"', "")
+    assert label.endswith(f", {model}")
+
+
+@every_yaml
+def test_a_yaml_names_the_tables_of_its_rows(name):
+    rows = [_tables_of_row(cells) for cells in CELLS if cells[1] == f"`se/{name}`"]
+    assert set.union(*rows) == set(re.findall(r"\d+", FILES[name].paper.partition(", speech")[0]))

@@ -90,6 +90,16 @@ def test_in_float32_to_a_hundred_thousandth():
         assert not other[length:].any()
 
 
+def test_espnets_own_pair_fades_the_end_of_shorter_signals():
+    """Or ours would have no need to treat each as if it were alone."""
+    encoder, decoder = STFTEncoder(**PAPER), STFTDecoder(**PAPER)
+    x, lengths = signals(2, 5000, dtype=torch.float32), torch.tensor([5000, 4000])
+    y, _ = decoder(encoder(x, lengths)[0], lengths)
+    assert (y - x)[0].abs().max() < 1e-5
+    assert (y - x)[1, :3800].abs().max() < 1e-5
+    assert (y - x)[1, 3900:4000].abs().max() > 0.1
+
+
 @every_size
 def test_alone_equals_batched_whatever_the_padding_holds(sizes):
     encoder, decoder = SqrtHannEncoder(**sizes), SqrtHannDecoder(**sizes)

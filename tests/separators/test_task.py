@@ -1,6 +1,7 @@
 """Through ESPnet's own tasks: YAML, training step, init, streaming inference, joint recognition."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ def built(tmp_path):
         return model, tmp_path
 
     return build
+
+
+def test_the_example_in_the_documentation_builds():
+    text = (Path(__file__).parents[2] / "docs" / "enhancement.md").read_text()
+    args = EnhancementTask.get_parser().parse_args([])
+    vars(args).update(yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0]))
+    with torch.device("meta"):
+        model = EnhancementTask.build_model(args)
+    assert sum(p.numel() for p in model.parameters()) == 4_512_257 + 768, "ExtBiMamba-5"
 
 
 def batch(speakers=1):
