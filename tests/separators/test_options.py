@@ -171,3 +171,22 @@ def test_dropout_is_in_every_part_that_it_is_said_to_be():
     )
     rates = sorted(m.p for m in separator.modules() if isinstance(m, nn.Dropout))
     assert rates == 5 * [0.25, 0.25, 0.25] + 5 * [0.5]
+
+
+@pytest.mark.parametrize(
+    "name", ["mamba4", "transformer4_causal", "conextbimamba4", "magnitude", "conmamba4"]
+)
+def test_under_autocast_spectra_stay_in_float32(name):
+    separator = build(KINDS[name], torch.float32)
+    x = spectra(2, 20, BINS, dtype=torch.complex64)
+    (expected,), _, _ = separator(x, torch.tensor([20, 13]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (source,), _, others = separator(x, torch.tensor([20, 13]))
+    others["mask_spk1"].sum().backward()
+    assert source.dtype == torch.complex64
+    assert others["mask_spk1"].dtype == torch.float32
+    # Masks are of the order of one half; bfloat16 has three digits.
+    error = (source - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 0.02
+    gradients = [p.grad for p in separator.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
