@@ -4,8 +4,9 @@
 
 reads ``EXP/asr_MODEL_seedSEED/RESULTS.md``, which ESPnet's stage 13 writes, and prints a table
 with the mean and both variances: the paper's divides by the number of seeds (its 77.71 and 1.11
-come out so); the one that estimates what other seeds would give divides by one less. The table
-and a plot are written into EXP, too: ``seeds.md`` and ``seeds.png``.
+come out so); the one that estimates what other seeds would give divides by one less. A seed that
+is named must have a result, and one program must have scored them all. The table and a plot are
+written into EXP, too: ``seeds.md`` and ``seeds.png``.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_bimamba.errors import BiMambaError, RecipeError
@@ -22,8 +23,11 @@ HEADING = re.compile(r"#+ (WER|CER|TER)")
 NAME = re.compile(r"asr_(?P<model>.+)_seed(?P<seed>\d+)")
 COLUMNS = 9
 
-#: Model -> seed -> word error rate in percent.
-Rates = dict[str, dict[int, float]]
+#: What ``egs/mini_an4/results.py`` writes, and ESPnet does not.
+BY_JIWER = "- scored by: `jiwer`"
+
+#: Model -> seed -> its RESULTS.md.
+type Files = dict[str, dict[int, Path]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", default="test", help="name of the test set (default: test)")
     args = parser.parse_args(argv)
     try:
-        rates = gather(args.exp, args.set)
-        models = args.models or sorted(rates)
-        seeds = args.seeds or sorted({seed for row in rates.values() for seed in row})
-        rates = {model: _picked(rates, model, seeds, args.exp) for model in models}
+        files = found(args.exp)
+        models = args.models or sorted(files)
+        seeds = args.seeds or sorted({seed for row in files.values() for seed in row})
+        files = {model: _picked(files, model, args.seeds, args.exp) for model in models}
+        _refuse_two_programs(file for row in files.values() for file in row.values())
+        rates = {
+            model: {seed: word_error_rate(file, args.set) for seed, file in row.items()}
+            for model, row in files.items()
+        }
     except BiMambaError as error:
         print(error, file=sys.stderr)
         return 2
+    for model, row in rates.items():
+        for seed in seeds:
+            if seed not in row:
+                what = f"no result of {model} with seed {seed}: its mean is over the others"
+                print(f"warning: {what}", file=sys.stderr)
     lines = table(rates, seeds)
     print(lines, end="")
     part = args.exp / f".seeds.md.{os.getpid()}"
@@ -53,47 +67,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def gather(exp: Path, test_set: str) -> Rates:
-    """The word error rate of every experiment that has results.
+def found(exp: Path) -> Files:
+    """Every experiment that has results.
 
     Raises:
-        RecipeError: There are none, or they do not say one rate for the test set.
+        RecipeError: There are none.
     """
-    rates: Rates = {}
+    files: Files = {}
     for file in sorted(exp.glob("asr_*_seed*/RESULTS.md")):
         if match := NAME.fullmatch(file.parent.name):
-            row = rates.setdefault(match["model"], {})
-            row[int(match["seed"])] = word_error_rate(file, test_set)
-    if not rates:
+            files.setdefault(match["model"], {})[int(match["seed"])] = file
+    if not files:
         raise RecipeError(f"{exp} holds no asr_MODEL_seedSEED/RESULTS.md", "run stages 11 to 13")
-    return rates
+    return files
+
+
+def _picked(files: Files, model: str, seeds: Sequence[int] | None, exp: Path) -> dict[int, Path]:
+    """The results of a model, all those that were asked for."""
+    row = files.get(model, {})
+    if not row:
+        raise RecipeError(f"{exp} holds no results of {model}", f"there are {', '.join(files)}")
+    if seeds is None:
+        return row
+    if missing := sorted(set(seeds) - set(row)):
+        raise RecipeError(
+            f"{exp} holds no results of {model} with seed {', '.join(map(str, missing))}",
+            "run their stages 11 to 13, or leave them out of --seeds",
+        )
+    return {seed: row[seed] for seed in seeds}
+
+
+def _refuse_two_programs(files: Iterable[Path]) -> None:
+    # sclite and jiwer read words differently.
+    scored: dict[bool, list[Path]] = {True: [], False: []}
+    for file in files:
+        scored[BY_JIWER in file.read_text()].append(file)
+    jiwer, sclite = scored[True], scored[False]
+    if jiwer and sclite:
+        raise RecipeError(
+            f"two programs scored the seeds: jiwer scored {len(jiwer)} of them "
+            f"({jiwer[0].parent.name} the first), sclite {len(sclite)}",
+            "delete the RESULTS.md of one kind and score those again",
+        )
 
 
 def word_error_rate(file: Path, test_set: str) -> float:
     """The rate in percent that a RESULTS.md, of sclite or jiwer, gives for a test set.
 
     Raises:
-        RecipeError: It gives none, or different ones for several ways of decoding.
+        RecipeError: It gives none, or different ones for several ways of decoding, or no number.
     """
-    found: dict[str, float] = {}
+    given: dict[str, str] = {}
     heading = ""
     for line in file.read_text().splitlines():
         if match := HEADING.fullmatch(line.strip()):
             heading = match[1]
         cells = line.strip().strip("|").split("|")
         if heading == "WER" and len(cells) == COLUMNS and cells[0].endswith(f"/{test_set}"):
-            found[cells[0]] = float(cells[7])
-    if len(found) != 1:
-        what = f"{len(found)} word error rates for {test_set}: {', '.join(found) or 'none'}"
+            given[cells[0]] = cells[7]
+    if len(given) != 1:
+        what = f"{len(given)} word error rates for {test_set}: {', '.join(given) or 'none'}"
         raise RecipeError(f"{file} gives {what}", "score it again, with one way of decoding")
-    return found.popitem()[1]
-
-
-def _picked(rates: Rates, model: str, seeds: Sequence[int], exp: Path) -> dict[int, float]:
-    row = {seed: rates[model][seed] for seed in seeds if seed in rates.get(model, {})}
-    if not row:
-        raise RecipeError(f"{exp} holds no results of {model}", f"there are {', '.join(rates)}")
-    return row
+    rate = given.popitem()[1]
+    try:
+        return float(rate)
+    except ValueError:
+        raise RecipeError(
+            f"{file} gives {rate!r} where a rate should be", "delete it and score again"
+        ) from None
 
 
 def table(rates: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> str:

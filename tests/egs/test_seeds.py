@@ -1,6 +1,7 @@
 """The runner for several seeds, and the program that gathers their error rates."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -74,10 +75,32 @@ def test_the_papers_table_comes_out_with_its_mean_and_variance(exp, capsys):
 def test_everything_is_gathered_if_nothing_is_named(exp, capsys):
     (exp / "asr_conformer_seed666" / "RESULTS.md").unlink()
     assert gather.main([str(exp)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
     assert lines[0].startswith("|model|233|666|1024|2048|3407|")
     assert [line.split("|")[1] for line in lines[2:]] == ["conextbimamba", "conformer"]
     assert lines[3].startswith("|conformer|8.2|-|4.4|4.0|27.4|11.00|")
+    assert err == "warning: no result of conformer with seed 666: its mean is over the others\n"
+
+
+def test_a_seed_that_was_asked_for_and_is_missing_is_an_error(exp, capsys):
+    for seed in ("666", "233"):
+        (exp / f"asr_conformer_seed{seed}" / "RESULTS.md").unlink()
+    assert gather.main([str(exp), "--seeds", *SEEDS]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "holds no results of conformer with seed 233, 666" in err
+    assert not (exp / "seeds.md").exists()
+
+
+def test_what_two_programs_scored_is_not_one_table(exp, capsys):
+    by_jiwer = SCLITE.replace("# RESULTS", f"# RESULTS\n{gather.BY_JIWER}")
+    (exp / "asr_conformer_seed666" / "RESULTS.md").write_text(by_jiwer.format(wer="6.1"))
+    assert gather.main([str(exp)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "jiwer scored 1 of them (asr_conformer_seed666 the first), sclite 9" in err
+    assert gather.main([str(exp), "--models", "conextbimamba"]) == 0, "of one kind"
 
 
 def test_one_seed_has_no_sample_variance(tmp_path, capsys):
@@ -98,6 +121,7 @@ def test_results_by_jiwer_are_read_too(tmp_path, monkeypatch):
             (folder / name / "logdir").mkdir(parents=True)
             (folder / name / "text").write_text(text if name == "test" else "a ONE\n")
     results.write_results(exp, dump)
+    assert results.BY_JIWER == gather.BY_JIWER
     assert gather.word_error_rate(exp / "RESULTS.md", "test") == 60.0
     assert gather.word_error_rate(exp / "RESULTS.md", "train_dev") == 0.0
 
@@ -112,10 +136,11 @@ def test_results_by_jiwer_are_read_too(tmp_path, monkeypatch):
             [],
             "gives 2 word error rates for test: decode_asr_asr_model_valid.acc.ave/test, decode_2",
         ),
+        (SCLITE.format(wer="x"), [], "asr_conformer_seed1/RESULTS.md gives 'x' where a rate"),
         (SCLITE.format(wer="1.0"), ["--models", "conmamba"], "holds no results of conmamba"),
         (SCLITE.format(wer="1.0"), ["--set", "test_other"], "0 word error rates for test_other"),
     ],
-    ids=["no results", "cut short", "two decodings", "unknown model", "unknown set"],
+    ids=["no results", "cut short", "two decodings", "no number", "unknown model", "unknown set"],
 )
 def test_what_cannot_be_gathered_is_said(tmp_path, capsys, text, arguments, says):
     if text is not None:
@@ -131,10 +156,19 @@ FAKE_RUNNER = """\
 # Notes its stages, and does what the real one leaves behind.
 set -e
 while [ $# -gt 0 ]; do declare "${1#--}=$2"; shift 2; done
+mkdir -p "${work}/egs2/fake/asr1"
+cd "${work}/egs2/fake/asr1"
 echo "${model} ${stage}-${stop_stage} ${asr_exp-} ${asr_args-} ${ngpu-}" >> "${work}/calls"
 if [ -e "${work}/interrupt_at_${stage}" ]; then rm "${work}/interrupt_at_${stage}"; exit 7; fi
-copy=${work}/egs2/fake/asr1
-[ "${stage}" -lt 13 ] || echo "$RESULTS" > "${copy}/${asr_exp}/RESULTS.md"
+if [ -e "${work}/makes_nothing_at_${stage}" ]; then exit; fi
+make() { mkdir -p "$(dirname "$1")"; echo x > "$1"; }
+case ${stage} in
+    1) make data/en_token_list/bpe_unigram30/tokens.txt ;;
+    10) make "${asr_stats_dir}/valid/text_shape.bpe" ;;
+    11) make "${asr_exp}/valid.acc.ave.pth" ;;
+    12) make "${asr_exp}/decode_asr/test/text" ;;
+    13) echo "$RESULTS" > "${asr_exp}/RESULTS.md" ;;
+esac
 """
 
 
@@ -196,3 +230,70 @@ def test_an_unknown_recipe_is_said(seeds):
     done = seeds("--recipe", "an5")
     assert done.returncode == 2
     assert "no recipe 'an5' here" in done.stderr
+
+
+PRODUCTS = {
+    1: "stages 1 to 5 ended well, but {}/data/*token_list/*/tokens.txt is not there",
+    10: "stages 10 to 10 ended well, but {}/exp/asr_stats_a/valid/text_shape.* is not there",
+    11: "stages 11 to 11 ended well, but {}/exp/asr_a_seed1/*.ave.pth is not there",
+    12: "stages 12 to 12 ended well, but {}/exp/asr_a_seed1/*/*/text is not there",
+    13: "stages 13 to 13 ended well, but {}/exp/asr_a_seed1/RESULTS.md is not there",
+}
+
+
+def test_stages_that_made_nothing_do_not_count_as_done(seeds, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    command = ["--recipe", "fake", "--models", "a", "--seeds", "1"]
+    for stage, message in PRODUCTS.items():
+        (work / f"makes_nothing_at_{stage}").touch()
+        failed = seeds(*command)
+        assert failed.returncode == 1
+        assert failed.stderr == message.format(work / "egs2" / "fake" / "asr1") + "\n"
+        (work / f"makes_nothing_at_{stage}").unlink()
+    done = seeds(*command)
+    assert done.returncode == 0, done.stderr
+    calls = [int(line.split()[1].partition("-")[0]) for line in (work / "calls").open()]
+    assert calls == sorted([*PRODUCTS, *PRODUCTS]), "each that had failed once more"
+
+
+@pytest.mark.parametrize(
+    "options", [["--help"], ["--ngpu", "1", "-h"], ["--recipe", "x", "--help"]]
+)
+def test_help_does_nothing_else(seeds, tmp_path, options):
+    done = seeds(*options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Table 21: the Conformer and ConExtBiMamba on AN4")
+    assert '\n  egs/an4/asr1/seeds.sh --recipe mini_an4 --models "conb' in done.stdout
+    assert "set -" not in done.stdout
+    assert not (tmp_path / "work").exists()
+
+
+def test_options_of_ours_may_follow_espnets(seeds, tmp_path):
+    done = seeds(
+        *("--models", "a", "--ngpu", "1", "--asr_args", "--max_epoch 2"),
+        *("--seeds", "1 2", "--recipe", "fake"),
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "work" / "calls").read_text()
+    assert re.findall(r"a 11-11 (.*)", calls) == [
+        f"exp/asr_a_seed{seed} --max_epoch 2 --seed {seed} 1" for seed in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--ngpu"], "option '--ngpu' needs a value"),
+        (["--model", "a"], "option '--model' is not possible: this program sets it itself"),
+        (["--stage", "11"], "option '--stage' is not possible"),
+        (["--seeds", "one"], "--seeds 'one': not whole numbers"),
+        (["--models", " "], "--models names none"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_that_are_not_possible_are_named(seeds, tmp_path, options, says):
+    done = seeds("--recipe", "fake", *options)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "work" / "calls").exists()

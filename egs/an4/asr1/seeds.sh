@@ -2,8 +2,8 @@
 # Table 21: the Conformer and ConExtBiMamba on AN4, each with five seeds; WER, mean, variance, a plot.
 #
 #   egs/an4/asr1/seeds.sh [--recipe an4] [--models "conformer conextbimamba"] \
-#       [--seeds "2048 233 666 1024 3407"] [--work exp/an4] [--corpus DIR] \
-#       [--asr_args "..."] [any option of ESPnet's run.sh, e.g. --ngpu 1]
+#       [--seeds "2048 233 666 1024 3407"] [--work exp/an4] [--asr_args "..."] \
+#       [options of egs/RECIPE/asr1/run.sh and of ESPnet's run.sh, e.g. --corpus DIR --ngpu 1]
 #
 # Interrupted, the same command goes on: a finished part leaves a file, and a training its
 # checkpoint. To train again after a change, delete exp/asr_MODEL_seed* in the working copy.
@@ -18,51 +18,69 @@ models="conformer conextbimamba"
 seeds="2048 233 666 1024 3407"
 work=
 asr_args=
+given=()
 
-while [ $# -gt 1 ]; do
+refuse() {
+    echo "$1" >&2
+    exit 2
+}
+
+while [ $# -gt 0 ]; do
+    if [ "$1" = --help ] || [ "$1" = -h ]; then
+        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit
+    fi
+    [ $# -gt 1 ] || refuse "option '$1' needs a value"
     case $1 in
         --recipe) recipe=$2 ;;
         --models) models=$2 ;;
         --seeds) seeds=$2 ;;
         --work) work=$2 ;;
         --asr_args) asr_args="$2 " ;;
-        *) break ;;
+        --model | --stage | --stop_stage | --asr_exp | --asr_stats_dir)
+            refuse "option '$1' is not possible: this program sets it itself" ;;
+        *) given+=("$1" "$2") ;;
     esac
     shift 2
 done
 
 run=${home}/egs/${recipe}/asr1/run.sh
-if [ ! -x "${run}" ]; then
-    echo "no recipe '${recipe}' here: ${run} is not there" >&2
-    exit 2
-fi
+[ -x "${run}" ] || refuse "no recipe '${recipe}' here: ${run} is not there"
+[ -n "${models// /}" ] || refuse "--models names none"
+[[ ${seeds} =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || refuse "--seeds '${seeds}': not whole numbers"
 work=$(realpath -m "${work:-${home}/exp/${recipe}}")
 copy=${work}/egs2/${recipe}/asr1
-options=(--work "${work}" "$@")
+options=(--work "${work}" ${given[@]+"${given[@]}"})
 
-# Runs some stages, unless a file says that they are done.
+# Runs some stages, unless a file says that they are done: what they make must be there then.
 stages() {
-    local done_file=$1 first=$2 last=$3
-    shift 3
-    if [ ! -e "${done_file}" ]; then
-        "${run}" "${options[@]}" "$@" --stage "${first}" --stop_stage "${last}"
-        touch "${done_file}"
+    local done_file=$1 product=$2 first=$3 last=$4
+    shift 4
+    if [ -e "${done_file}" ]; then
+        return
     fi
+    "${run}" "${options[@]}" "$@" --stage "${first}" --stop_stage "${last}"
+    if ! compgen -G "${copy}/${product}" >/dev/null; then
+        echo "stages ${first} to ${last} ended well, but ${copy}/${product} is not there" >&2
+        exit 1
+    fi
+    touch "${done_file}"
 }
 
 mkdir -p "${work}"
 for model in ${models}; do
-    stages "${work}/.data_is_there" 1 5 --model "${model}"
-    model_options=(--model "${model}" --asr_stats_dir "exp/asr_stats_${model}")
-    stages "${work}/.statistics_of_${model}" 10 10 "${model_options[@]}"
+    stages "${work}/.data_is_there" "data/*token_list/*/tokens.txt" 1 5 --model "${model}"
+    stats=exp/asr_stats_${model}
+    model_options=(--model "${model}" --asr_stats_dir "${stats}")
+    stages "${work}/.statistics_of_${model}" "${stats}/valid/text_shape.*" 10 10 "${model_options[@]}"
     for seed in ${seeds}; do
         exp=exp/asr_${model}_seed${seed}
         seed_options=("${model_options[@]}" --asr_exp "${exp}" --asr_args "${asr_args}--seed ${seed}")
         mkdir -p "${copy}/${exp}"
-        stages "${copy}/${exp}/.trained" 11 11 "${seed_options[@]}"
-        stages "${copy}/${exp}/.decoded" 12 12 "${seed_options[@]}"
+        stages "${copy}/${exp}/.trained" "${exp}/*.ave.pth" 11 11 "${seed_options[@]}"
+        stages "${copy}/${exp}/.decoded" "${exp}/*/*/text" 12 12 "${seed_options[@]}"
         if PATH="${work}/tools/sctk/bin:${PATH}" command -v sclite >/dev/null; then
-            stages "${copy}/${exp}/RESULTS.md" 13 13 "${seed_options[@]}"
+            stages "${copy}/${exp}/RESULTS.md" "${exp}/RESULTS.md" 13 13 "${seed_options[@]}"
         elif [ ! -e "${copy}/${exp}/RESULTS.md" ]; then
             echo "no sclite here: jiwer scores ${exp} instead"
             python3 "${home}/egs/mini_an4/results.py" "${copy}/${exp}" "${copy}/dump/raw"
