@@ -1,6 +1,8 @@
 """The command ``espnet-bimamba``: one module for each subcommand."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 for a check that says no, 2 for bad input.
+        The exit status: 0 for success, 1 for a check that says no, 2 for bad input, 141 where
+        nobody reads what is printed, as after ``| head``.
     """
     parser = argparse.ArgumentParser(
         prog="espnet-bimamba", description="Bidirectional Mamba encoders for ESPnet."
@@ -29,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         subcommand.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except BiMambaError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    return status

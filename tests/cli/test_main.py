@@ -1,8 +1,11 @@
 """The command line as a whole."""
 
 import argparse
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +51,15 @@ def test_examples_in_the_help_are_commands(command, capsys):
         assert example.startswith(command)
         words = shlex.split(example.partition(" > ")[0], comments=True)
         assert callable(parser.parse_args(words).run)
+
+
+@pytest.mark.parametrize("words", [["conf", "list"], ["conf", "show", "librispeech/decode_asr"]])
+def test_a_reader_that_has_enough_is_no_error(words):
+    code = "import sys; from espnet_bimamba.cli import main; sys.exit(main(sys.argv[1:]))"
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does once it has its lines
+    with os.fdopen(writer) as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], stdout=out, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (141, "")
