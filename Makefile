@@ -28,7 +28,7 @@ venv: ## make or update the virtual environment
 	@.ci/make-venv $(VENV)
 
 recipes: venv ## fetch the stock ESPnet recipes of the installed ESPnet, once
-	@$(PY) -m espnet_bimamba.recipes >/dev/null
+	@$(PY) -m espnet_bimamba.recipes --cache .cache >/dev/null
 
 # Before minutes of setting up, see whether there is such an encoder and such an ESPnet.
 known-options:
