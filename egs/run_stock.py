@@ -129,8 +129,6 @@ def _training_yaml(recipe: str, stock: Stock, model: str) -> str:
 
 
 def _working_copy(args: argparse.Namespace) -> Path:
-    if not (args.cache / f"espnet-{recipes.installed_version()}").is_dir():
-        print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
     root = args.work or HOME / "exp" / args.recipe
     return recipes.link(recipes.prepare(args.cache), f"{args.recipe}/asr1", root)
 

@@ -7,12 +7,13 @@ links between folders, and the files that ESPnet's own installer would have made
 
 It imports neither torch nor ESPnet::
 
-    tree = prepare(Path(".cache"))
+    tree = prepare(user_cache())
     recipe = link(tree, "mini_an4/asr1", Path("exp/mini_an4"))
     subprocess.run(["./run.sh", "--ngpu", "0"], cwd=recipe)
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -92,6 +93,15 @@ def installed_version() -> str:
         ) from None
 
 
+def user_cache() -> Path:
+    """The folder for what all clones and folders of a user share: ``~/.cache/espnet-bimamba``.
+
+    ``XDG_CACHE_HOME`` is obeyed, as it is for the CPU kernels that are compiled into it.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "espnet-bimamba"
+
+
 def prepare(cache: Path, version: str | None = None) -> Path:
     """Path of the recipe tree in ``cache``, fetched and unpacked if it is not there yet.
 
@@ -107,17 +117,31 @@ def prepare(cache: Path, version: str | None = None) -> Path:
         ``cache/espnet-VERSION``, absolute.
 
     Raises:
-        RecipeError: ESPnet, pip, the network or the version is missing, or what was fetched
-            is no ESPnet source distribution.
+        RecipeError: ESPnet, pip, the network or the version is missing, what was fetched is no
+            ESPnet source distribution, or ``cache`` cannot be written to.
     """
     version = version or installed_version()
     cache = cache.absolute()
     tree = cache / f"espnet-{version}"
-    if not tree.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        _unpack(_fetch(cache, version), tree)
-    _write_tools(tree / "tools")
+    with _written_to(cache):
+        if not tree.is_dir():
+            print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
+            cache.mkdir(parents=True, exist_ok=True)
+            _unpack(_fetch(cache, version), tree)
+        _write_tools(tree / "tools")
     return tree
+
+
+@contextlib.contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Says which file below ``folder`` cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(
+            f"{error.filename or folder} cannot be written: {error.strerror}",
+            f"name a folder other than {folder}, or make it one that can be written to",
+        ) from error
 
 
 def link(tree: Path, recipe: str, root: Path) -> Path:
@@ -135,7 +159,7 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
             expect three folders up. May hold one already.
 
     Raises:
-        RecipeError: The tree has no such recipe.
+        RecipeError: The tree has no such recipe, or ``root`` cannot be written to.
     """
     stage = "egs3" if (tree / "egs3" / recipe).is_dir() else "egs2"
     stock = tree / stage / recipe
@@ -144,11 +168,12 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
             f"{tree} has no recipe {recipe!r}", f"see {tree / 'egs2'} for their names"
         )
     work = root.absolute() / stage / recipe
-    _lay_out(work, stock)
-    for name in MERGED:
-        _lay_out(work / name, stock / name)
-    _symlink(root.absolute() / "tools", tree / "tools")
-    _symlink(root.absolute() / stage / "TEMPLATE", tree / stage / "TEMPLATE")
+    with _written_to(root):
+        _lay_out(work, stock)
+        for name in MERGED:
+            _lay_out(work / name, stock / name)
+        _symlink(root.absolute() / "tools", tree / "tools")
+        _symlink(root.absolute() / stage / "TEMPLATE", tree / stage / "TEMPLATE")
     return work
 
 
@@ -165,17 +190,18 @@ def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
         root: Where the copy goes, as for :func:`link`.
 
     Raises:
-        RecipeError: ``own`` is no folder.
+        RecipeError: ``own`` is no folder, or ``root`` cannot be written to.
     """
     if not own.is_dir():
         raise RecipeError(f"{own} is no folder", "name the folder that holds the recipe's run.sh")
     work = root.absolute() / "egs2" / recipe
     template = tree / "egs2" / "TEMPLATE"
-    _lay_out(work, template / "asr1", own.absolute())
-    for name in MERGED:
-        _lay_out(work / name, template / "asr1" / name, own.absolute() / name)
-    _symlink(root.absolute() / "tools", tree / "tools")
-    _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
+    with _written_to(root):
+        _lay_out(work, template / "asr1", own.absolute())
+        for name in MERGED:
+            _lay_out(work / name, template / "asr1" / name, own.absolute() / name)
+        _symlink(root.absolute() / "tools", tree / "tools")
+        _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
     return work
 
 
@@ -324,35 +350,17 @@ def _symlink(path: Path, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the recipe tree's path, or that of a working copy; returns the exit code."""
+    """Prints the recipe tree's path; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m espnet_bimamba.recipes", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="default: .cache")
-    parser.add_argument("--link", metavar="RECIPE", help="make a working copy, e.g. mini_an4/asr1")
-    parser.add_argument("--to", type=Path, help="where the working copy goes; with --link")
-    parser.add_argument(
-        "--own", type=Path, help="folder of a recipe that ESPnet lacks; with --link"
-    )
+    parser.add_argument("--cache", type=Path, default=user_cache(), help="default: %(default)s")
     args = parser.parse_args(argv)
-    if (args.link is None) != (args.to is None):
-        parser.error("--link and --to go together")
-    if args.own and not args.link:
-        parser.error("--own goes with --link")
     try:
-        if not (args.cache / f"espnet-{installed_version()}").is_dir():
-            print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
-        tree = prepare(args.cache)
-        print(_working_copy(tree, args) if args.link else tree)
+        print(prepare(args.cache))
     except RecipeError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     return 0
-
-
-def _working_copy(tree: Path, args: argparse.Namespace) -> Path:
-    if args.own:
-        return link_own(tree, args.own, args.link, args.to)
-    return link(tree, args.link, args.to)
 
 
 if __name__ == "__main__":

@@ -327,15 +327,29 @@ def test_no_espnet_is_a_clear_error(tmp_path, monkeypatch):
         recipes.prepare(tmp_path)
 
 
-def test_command_prints_a_path_or_the_reason(cache, tmp_path, monkeypatch, capsys):
+def test_command_prints_a_path_or_the_reason(cache, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "installed_version", lambda: VERSION)
-    assert recipes.main(["--cache", str(cache)]) == 0
-    assert capsys.readouterr().out == f"{cache / f'espnet-{VERSION}'}\n"
-    work = ["--link", "mini_an4/asr1", "--to", str(tmp_path / "work")]
-    assert recipes.main(["--cache", str(cache), *work]) == 0
-    assert capsys.readouterr().out.endswith("work/egs2/mini_an4/asr1\n")
-    assert recipes.main(["--cache", str(cache), "--link", "x/y", "--to", "z"]) == 1
-    assert "no recipe 'x/y'" in capsys.readouterr().err
+    for notice in ("fetching and unpacking ESPnet's stock recipes (36 MB)\n", ""):
+        assert recipes.main(["--cache", str(cache)]) == 0
+        assert capsys.readouterr() == (f"{cache / f'espnet-{VERSION}'}\n", notice)
+    assert recipes.main(["--cache", "/dev/null"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "/dev/null cannot be written: File exists. What to do: name a folder other" in err
+
+
+@pytest.mark.parametrize("place", ["a file", "a file/below", "/proc/nope"])
+def test_a_place_that_cannot_be_written_to_is_named(cache, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    tree = recipes.prepare(cache, VERSION)
+    named = rf"{tmp_path / place}.* cannot be written: .*name a folder other than {place}"
+    with pytest.raises(RecipeError, match=named):
+        recipes.link(tree, "mini_an4/asr1", recipes.Path(place))
+    with pytest.raises(RecipeError, match=named):
+        recipes.link_own(tree, tree / "egs2" / "mini_an4" / "asr1", "x/asr1", recipes.Path(place))
+    with pytest.raises(RecipeError, match=f"{place}.* cannot be written"):
+        recipes.prepare(recipes.Path(place), VERSION)
 
 
 def test_imports_no_torch_and_no_espnet():

@@ -1,4 +1,4 @@
-"""``espnet-bimamba recipes``: the stock recipes that our configurations are for."""
+"""``espnet-bimamba recipes``: the recipes that our configurations are for."""
 
 import argparse
 import json
@@ -46,21 +46,24 @@ class Need:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known of a stock recipe.
+    """What is known of a recipe.
 
     Attributes:
         corpus: What it trains on.
         where: Where its ``run.sh`` looks for the corpus.
         needs: What its stages call beyond the shell and Python, read from ``run.sh``,
             ``asr.sh``, ``local/`` and the ``utils`` and ``scripts`` that they call.
+        own: Our runner, where ESPnet lacks the recipe.
     """
 
     corpus: str
     where: str
     needs: tuple[Need, ...]
+    own: str | None = None
 
 
-EVERYWHERE = (Need("perl", 1, "utils/*.pl"), Need("sclite", 13, "scoring"))
+PERL = Need("perl", 1, "utils/*.pl")
+EVERYWHERE = (PERL, Need("sclite", 13, "scoring"))
 SPEED = (Need("sox", 2, "speed perturbation"),)
 LIBRISPEECH = (
     Need("which", 1, "local/data_prep.sh looks for flac with it"),
@@ -104,6 +107,19 @@ RECIPES = {
         ),
     ),
     "mini_an4": Recipe("a few utterances of AN4", "comes with the recipe", (*EVERYWHERE, *AN4)),
+    # Neither fails without sclite: errors are counted by programs of ours.
+    "asru": Recipe(
+        "ASRU 2019, Mandarin-English",
+        "--corpus of its run.sh: the folder of the corpus",
+        (PERL, *SPEED),
+        own="egs/asru/asr1/run.sh",
+    ),
+    "so762": Recipe(
+        "an hour of speechocean762",
+        "--corpus of its run.sh: the folder of its tables",
+        (PERL,),
+        own="egs/so762/asr1/run.sh",
+    ),
 }
 
 
@@ -149,6 +165,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             "  espnet-bimamba recipes get librispeech_100\n"
             '  cd "$(espnet-bimamba recipes get an4 --to ~/recipes)" && ./run.sh --ngpu 1\n'
             "  espnet-bimamba recipes get librispeech_100/esp2_asr    (an ESPnet3 recipe)\n"
+            "  espnet-bimamba recipes get new --own egs/new/asr1      (one that ESPnet lacks)\n"
             "\n"
             "In a clone of espnet-bimamba, egs/NAME/asr1/run.sh does this by itself."
         ),
@@ -160,13 +177,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     get_parser.add_argument(
         "--to", type=Path, metavar="DIR", help="where the copy goes (default: exp/NAME)"
     )
+    get_parser.add_argument(
+        "--own",
+        type=Path,
+        metavar="DIR",
+        help="folder of a recipe that ESPnet lacks: the copy has its files over ESPnet's template",
+    )
     for action, run in ((list_parser, run_list), (get_parser, run_get)):
         action.add_argument(
             "--cache",
             type=Path,
-            default=Path(".cache"),
+            default=recipes.user_cache(),
             metavar="DIR",
-            help="where the recipes are kept, or espnet-VERSION.tar.gz lies (default: .cache)",
+            help="where the recipes are kept, or espnet-VERSION.tar.gz lies (default: %(default)s)",
         )
         action.add_argument("--json", action="store_true", help="print JSON, for scripts")
         action.set_defaults(run=run)
@@ -178,26 +201,45 @@ def run_list(args: argparse.Namespace) -> int:
     absent = {name: [program.program for program in missing(name, tree)] for name in RECIPES}
     if args.json:
         rows = [
-            {"name": name, "corpus": recipe.corpus, "where": recipe.where, "missing": absent[name]}
+            {
+                "name": name,
+                "corpus": recipe.corpus,
+                "where": recipe.where,
+                "own": recipe.own,
+                "missing": absent[name],
+            }
             for name, recipe in RECIPES.items()
         ]
         print(json.dumps(rows, indent=2))
         return 0
     for name, recipe in RECIPES.items():
-        print(f"{name:16} {recipe.corpus}")
+        ours = f" (ESPnet has no such recipe: in a clone, {recipe.own})" if recipe.own else ""
+        print(f"{name:16} {recipe.corpus}{ours}")
         print(f"{'':16} corpus: {recipe.where}")
         print(f"{'':16} missing here: {', '.join(absent[name]) or 'nothing'}")
     return 0
 
 
 def run_get(args: argparse.Namespace) -> int:
-    """Check the programs, make the working copy and print its folder."""
+    """Check the programs, make the working copy and print its folder.
+
+    Raises:
+        RecipeError: There is no such recipe, or the copy cannot be made.
+    """
     name, path = _split(args.name)
+    known = RECIPES.get(name)
+    if known and known.own and not args.own:
+        raise RecipeError(
+            f"ESPnet has no recipe {name!r}: it is one of ours, and comes with a clone only",
+            f"run {known.own} in a clone of espnet-bimamba, which makes the working copy itself",
+        )
     absent = warn_of_missing(name, args.cache)
-    if not _tree(args.cache).is_dir():
-        print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
     root = args.to or Path("exp") / path.partition("/")[0]
-    work = recipes.link(recipes.prepare(args.cache), path, root)
+    tree = recipes.prepare(args.cache)
+    if args.own:
+        work = recipes.link_own(tree, args.own, path, root)
+    else:
+        work = recipes.link(tree, path, root)
     if args.json:
         report = {
             "recipe": path,

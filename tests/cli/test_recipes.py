@@ -7,6 +7,7 @@ import pytest
 from espnet_bimamba import recipes
 from espnet_bimamba.cli import main
 from espnet_bimamba.cli import recipes as command
+from tests.egs.programs import HOME
 from tests.test_recipes import FILES, VERSION, write_sdist
 
 LIBRISPEECH = {
@@ -129,12 +130,59 @@ def test_an_unknown_recipe_is_an_error(cache, capsys, name, says):
     assert says in err
 
 
+@pytest.mark.parametrize("name", ["asru", "so762", "asru/asr1"])
+def test_a_recipe_that_espnet_lacks_is_said_to_be_ours(cache, capsys, name):
+    assert get(cache, name) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"run egs/{name.partition('/')[0]}/asr1/run.sh in a clone of espnet-bimamba" in err
+
+
+def test_a_working_copy_of_a_recipe_of_ones_own(cache, tmp_path, capsys):
+    install(tmp_path / "bin", "perl")
+    (tmp_path / "mine" / "local").mkdir(parents=True)
+    (tmp_path / "mine" / "run.sh").write_text("mine\n")
+    assert get(cache, "asru", "--own", "mine") == 0
+    out, err = capsys.readouterr()
+    work = tmp_path / "exp" / "asru" / "egs2" / "asru" / "asr1"
+    assert out == f"{work}\n"
+    assert (work / "run.sh").read_text() == "mine\n"
+    assert (work / "scripts" / "utils" / "hello.sh").is_file(), "of ESPnet's template"
+    assert [line.split(" is not here")[0] for line in err.splitlines()[:-1]] == ["warning: sox"]
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/nope"])
+def test_a_place_that_cannot_be_written_to_is_an_error(cache, capsys, place):
+    for arguments in (["--to", place], ["--cache", place]):
+        assert main(["recipes", "get", "wsj", "--cache", str(cache), *arguments]) == 2
+        err = capsys.readouterr().err
+        assert f"espnet-bimamba: {place}" in err
+        assert "cannot be written: " in err
+
+
+def test_recipes_are_kept_where_all_folders_of_a_user_find_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "installed_version", lambda: VERSION)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert recipes.user_cache() == tmp_path / ".cache" / "espnet-bimamba"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    cache = tmp_path / "caches" / "espnet-bimamba"
+    write_sdist(cache / f"espnet-{VERSION}.tar.gz", FILES | LIBRISPEECH)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        assert main(["recipes", "get", "wsj"]) == 0
+        assert ("fetching" in capsys.readouterr().err) is (folder == "one")
+    assert (cache / f"espnet-{VERSION}").is_dir()
+
+
 def test_list(cache, tmp_path, capsys):
     install(tmp_path / "bin", *command.PACKAGES)
     (tmp_path / "bin" / "flac").unlink()
     assert main(["recipes", "list", "--cache", str(cache)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[::3]] == list(command.RECIPES)
+    assert lines[-3].endswith(" (ESPnet has no such recipe: in a clone, egs/so762/asr1/run.sh)")
     assert lines[1].endswith(" corpus: LIBRISPEECH in db.sh: the folder above LibriSpeech/")
     assert lines[2].endswith(" missing here: flac")
     assert lines[-1].endswith(" missing here: nothing")
@@ -142,6 +190,9 @@ def test_list(cache, tmp_path, capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["seame"]["missing"] == ["flac"]
     assert rows["an4"]["missing"] == []
+    ours = {name: row["own"] for name, row in rows.items() if row["own"]}
+    assert ours == {name: f"egs/{name}/asr1/run.sh" for name in ("asru", "so762")}
+    assert all((HOME / runner).is_file() for runner in ours.values())
     assert not (cache / f"espnet-{VERSION}").exists(), "listing should unpack nothing"
 
 

@@ -1,12 +1,18 @@
-"""The programs under egs/, which are no package, as modules."""
+"""The programs under egs/, which are no package, as modules and in copies."""
 
 import contextlib
 import importlib
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+
+from espnet_bimamba import recipes
+from tests.test_recipes import FILES, write_sdist
 
 HOME = Path(__file__).resolve().parents[2]
 
@@ -35,3 +41,31 @@ def modules_of(folder: str, *names: str) -> Iterator[list[ModuleType]]:
         sys.path.remove(str(place))
         for name in {path.stem for path in place.glob("*.py")} & sys.modules.keys():
             del sys.modules[name]
+
+
+def own_runner(recipe: str, folder: Path, asr: str) -> Callable[..., subprocess.CompletedProcess]:
+    """A copy of the runner of a recipe that ESPnet lacks, as a function of its options.
+
+    Args:
+        recipe: Its folder below ``egs``.
+        folder: Where the copy goes, and where the runner is called.
+        asr: What stands in for ESPnet's ``asr.sh``.
+    """
+    for part in (f"egs/{recipe}", f"conf/{recipe}"):
+        shutil.copytree(HOME / part, folder / part)
+    version = recipes.installed_version()
+    files = FILES | {"egs2/TEMPLATE/asr1/asr.sh": f"#!/bin/bash\n{asr}"}
+    write_sdist(folder / ".cache" / f"espnet-{version}.tar.gz", files, f"espnet-{version}")
+
+    def call(*options: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+        return subprocess.run(
+            [folder / "egs" / recipe / "asr1" / "run.sh", *options],
+            env=environment | {"PYTHONPATH": str(HOME)},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call

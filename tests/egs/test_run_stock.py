@@ -223,6 +223,12 @@ def test_a_corpus_folder_that_cannot_be_right(run, tmp_path):
     assert "mini_an4 brings its corpus" in done.err
 
 
+def test_a_place_that_cannot_be_written_to_is_named(run):
+    done = run("mini_an4", "--work", "/dev/null")
+    assert done.code == 2
+    assert "mini_an4: /dev/null/egs2/mini_an4/asr1 cannot be written: " in done.err
+
+
 def test_an4_is_looked_for_below_downloads(run, tmp_path):
     (tmp_path / "an4_of_mine").mkdir()
     for _ in range(2):

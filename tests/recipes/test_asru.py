@@ -157,15 +157,6 @@ def run_recipe(*options, check=True):
     return done
 
 
-def test_an_unknown_model_is_refused(tmp_path):
-    done = run_recipe("--model", "conformer9", "--work", str(tmp_path), check=False)
-    assert done.returncode == 2
-    assert "no model 'conformer9' here; there are:" in done.stdout
-    done = run_recipe("--model", check=False)
-    assert done.returncode == 2
-    assert "option '--model' needs a value" in done.stdout
-
-
 TRAINING = {
     "batch_type": "unsorted",
     "batch_size": 3,
@@ -209,7 +200,7 @@ def finished(tree, tmp_path_factory):
     (root / "train.yaml").write_text(yaml.safe_dump(TRAINING))
     (root / "decode.yaml").write_text("beam_size: 2\nctc_weight: 0.3\n")
     printed = run_recipe(
-        *("--data", str(corpus), "--work", str(root / "work")),
+        *("--corpus", str(corpus), "--work", str(root / "work")),
         *("--english_bpe", str(ENGLISH_BPE), "--speed_perturb_factors", ""),
         *("--asr_config", str(root / "train.yaml")),
         *("--inference_config", str(root / "decode.yaml")),

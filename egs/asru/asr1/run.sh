@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # ASRU 2019 Mandarin-English code-switching challenge, trained on its 200 hours of code-switching.
 #
-#   egs/asru/asr1/run.sh --data /path/to/corpus [--model conextbimamba] [--english_bpe 3000] \
-#       [any option of ESPnet's asr.sh, e.g. --stage 10 --ngpu 2]
+#   egs/asru/asr1/run.sh --corpus DIR [--model conextbimamba] [--english_bpe 3000] \
+#       [--work exp/asru] [any option of ESPnet's asr.sh, e.g. --stage 10 --ngpu 2]
 #
-# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder up.
+# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder
+# up. `./asr.sh --help` in that copy lists ESPnet's options.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -12,7 +13,7 @@ home=$(cd "${here}/../../.." && pwd)
 configs=${home}/conf/asru
 
 model=conextbimamba
-data=${ASRU:-}
+corpus=${ASRU:-}
 work=${home}/exp/asru
 english_bpe=3000
 asr_config=
@@ -20,19 +21,29 @@ stage=1
 stop_stage=10000
 options=()
 
+refuse() {
+    echo "$1" >&2
+    exit 2
+}
+
+number() {
+    [[ $2 =~ ^[0-9]+$ ]] || refuse "option $1: '$2' is no number"
+}
+
 while [ $# -gt 0 ]; do
-    if [ $# -lt 2 ]; then
-        echo "option '$1' needs a value" >&2
-        exit 2
+    if [ "$1" = --help ] || [ "$1" = -h ]; then
+        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit
     fi
+    [ $# -gt 1 ] || refuse "option '$1' needs a value"
     case $1 in
         --model) model=$2 ;;
-        --data) data=$2 ;;
+        --corpus) corpus=$2 ;;
         --work) work=$2 ;;
-        --english_bpe) english_bpe=$2 ;;
+        --english_bpe) number "$@" && english_bpe=$2 ;;
         --asr_config) asr_config=$(readlink -m "$2") ;;
-        --stage) stage=$2 ;;
-        --stop_stage) stop_stage=$2 ;;
+        --stage) number "$@" && stage=$2 ;;
+        --stop_stage) number "$@" && stop_stage=$2 ;;
         *) options+=("$1" "$2") ;;
     esac
     shift 2
@@ -48,10 +59,10 @@ if [ -z "${asr_config}" ]; then
     fi
 fi
 
-recipe=$(python3 -m espnet_bimamba.recipes --cache "${home}/.cache" \
-    --own "${here}" --link asru/asr1 --to "${work}")
-[ -z "${data}" ] || ASRU=$(readlink -m "${data}")
+[ -z "${corpus}" ] || ASRU=$(readlink -m "${corpus}")
 export ASRU=${ASRU:-}
+recipe=$(python3 -m espnet_bimamba recipes get asru --own "${here}" --to "${work}" \
+    --cache "${home}/.cache")
 cd "${recipe}"
 
 asr() {
@@ -78,10 +89,7 @@ fi
 if [ "${stop_stage}" -le 1 ]; then
     exit
 fi
-if [ ! -f data/train/mandarin ]; then
-    echo "${recipe}/data/train/mandarin is missing: start from stage 1" >&2
-    exit 2
-fi
+[ -f data/train/mandarin ] || refuse "${recipe}/data/train/mandarin is missing: start from stage 1"
 # The Mandarin characters of the training set are tokens as they are; BPE learns on English alone.
 # Sentencepiece counts <unk>, <s> and </s> in; asr.sh replaces them by <blank>, <unk> and <sos/eos>.
 tokens=(

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # An hour of real speech on a CPU: does it learn? speechocean762 (OpenSLR 101, CC BY 4.0), a part of it.
 #
-#   egs/so762/asr1/run.sh --data /path/to/so762 [--model conextbimamba] [--seed 1] \
+#   egs/so762/asr1/run.sh --corpus DIR [--model conextbimamba] [--seed 1] [--work exp/so762] \
 #       [any option of ESPnet's asr.sh, e.g. --stage 11]
 #
-# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md beside this file.
+# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder
+# up. `./asr.sh --help` in that copy lists ESPnet's options.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,25 +14,35 @@ configs=${home}/conf/so762
 
 model=conextbimamba
 seed=1
-data=${DATA:-}
+corpus=
 work=${home}/exp/so762
 stage=1
 stop_stage=12 # ../results.py scores: it needs no sclite
 asr_args=
 options=()
 
+refuse() {
+    echo "$1" >&2
+    exit 2
+}
+
+number() {
+    [[ $2 =~ ^[0-9]+$ ]] || refuse "option $1: '$2' is no number"
+}
+
 while [ $# -gt 0 ]; do
-    if [ $# -lt 2 ]; then
-        echo "option '$1' needs a value" >&2
-        exit 2
+    if [ "$1" = --help ] || [ "$1" = -h ]; then
+        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit
     fi
+    [ $# -gt 1 ] || refuse "option '$1' needs a value"
     case $1 in
         --model) model=$2 ;;
-        --seed) seed=$2 ;;
-        --data) data=$2 ;;
+        --seed) number "$@" && seed=$2 ;;
+        --corpus) corpus=$2 ;;
         --work) work=$2 ;;
-        --stage) stage=$2 ;;
-        --stop_stage) stop_stage=$2 ;;
+        --stage) number "$@" && stage=$2 ;;
+        --stop_stage) number "$@" && stop_stage=$2 ;;
         --asr_args) asr_args=$2 ;;
         *) options+=("$1" "$2") ;;
     esac
@@ -45,8 +56,11 @@ if [ ! -f "${config}" ]; then
     exit 2
 fi
 
-recipe=$(python3 -m espnet_bimamba.recipes --cache "${home}/.cache" \
-    --own "${here}" --link so762/asr1 --to "${work}")
+# Read by local/data.sh: as an option of it, a path with spaces would fall apart in asr.sh.
+[ -z "${corpus}" ] || corpus=$(readlink -m "${corpus}")
+export SO762=${corpus}
+recipe=$(python3 -m espnet_bimamba recipes get so762 --own "${here}" --to "${work}" \
+    --cache "${home}/.cache")
 cd "${recipe}"
 
 asr() {
@@ -68,7 +82,6 @@ asr() {
         --asr_tag "${model}_seed${seed}" \
         --inference_config "${configs}/decode_asr.yaml" \
         --inference_asr_model valid.cer_ctc.ave.pth \
-        --local_data_opts "${data}" \
         "$@" \
         ${options[@]+"${options[@]}"}
 }

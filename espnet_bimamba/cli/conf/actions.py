@@ -70,9 +70,9 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--cache",
         type=Path,
-        default=Path(".cache"),
+        default=recipes.user_cache(),
         metavar="FOLDER",
-        help="where ESPnet's stock recipes lie or go (default: .cache)",
+        help="where ESPnet's stock recipes lie or go (default: %(default)s)",
     )
     parser.set_defaults(run=run_diff)
 
@@ -120,8 +120,6 @@ def run_diff(args: argparse.Namespace) -> int:
     file = find(args.name)
     if file.stock is None:
         raise ConfigError(file.path, "follows no stock YAML: there is nothing to compare it with")
-    if not (args.cache / f"espnet-{recipes.installed_version()}").is_dir():
-        print("fetching and unpacking ESPnet's stock recipes (36 MB)", file=sys.stderr)
     tree = recipes.prepare(args.cache)
     stock = settings(stock_text(tree, file.stock, file.stock_encoder))
     name = f"egs2/{file.stock}"

@@ -208,6 +208,13 @@ def test_diff_without_the_tree_says_how_to_get_it(cli, conf, tmp_path, monkeypat
     assert f"or put espnet-{version}.tar.gz into {tmp_path / 'empty'}" in err
 
 
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/nope"])
+def test_diff_with_a_cache_that_cannot_be_written_to_is_refused(cli, conf, place):
+    status, out, err = cli("diff", "corpus/model", "--cache", place)
+    assert (status, out) == (2, "")
+    assert f"espnet-bimamba: {place} cannot be written: " in err
+
+
 def test_diff_with_a_stock_file_that_is_gone_names_it(cli, conf, cache):
     (conf / "corpus" / "train_asr_model.yaml").write_text(FOLLOWING.replace("train.yaml", "a.yaml"))
     status, _, err = cli("diff", "corpus/model", "--cache", cache)

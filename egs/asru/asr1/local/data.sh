@@ -11,7 +11,7 @@ skip_faulty=false  # Leave out recordings that lack a transcript and the like, i
 . ./path.sh
 
 if [ -z "${ASRU:-}" ]; then
-    echo "name the corpus: run.sh --data FOLDER, or ASRU=FOLDER in the environment" >&2
+    echo "name the corpus: run.sh --corpus FOLDER, or ASRU=FOLDER in the environment" >&2
     exit 2
 fi
 

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Data preparation: local/data.sh FOLDER writes data/{train,dev,test}.
+# Stage 1 of asr.sh: writes data/{train,dev,test} from the corpus in ${SO762}.
 set -euo pipefail
 
-python3 local/data.py "${1:?name the folder that holds train.tsv, dev.tsv, test.tsv and flac/ (run.sh --data)}" data
+if [ -z "${SO762:-}" ]; then
+    echo "name the folder that holds train.tsv, dev.tsv, test.tsv and flac/: run.sh --corpus FOLDER" >&2
+    exit 2
+fi
+python3 local/data.py "${SO762}" data
