@@ -37,10 +37,19 @@ def demo(work, *options, check=True):
     return done
 
 
+def heed_ctrl_c():
+    """In a child: a shell lets what runs in its background ignore Ctrl-C, and it is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted_demo(work, *options, after):
     """Runs the demo until it prints ``after``, then does what Ctrl-C does."""
     with subprocess.Popen(
-        demo_command(work, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        demo_command(work, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     ) as process:
         printed = ""
         while after not in printed:
