@@ -3,10 +3,12 @@
 The paper's measure for SEAME and ASRU (section 5.1). What a token is:
 
 1. The text is brought to Unicode's NFKC form (full-width letters, digits and signs become the
-   usual ones, compatibility ideographs the unified ones) and to lower case.
+   usual ones, compatibility ideographs the unified ones) and to lower case. What nobody sees goes:
+   zero-width spaces and joiners, soft hyphens, marks of direction.
 2. A Chinese character is a token: the unified ideographs with all extensions (planes 2 and 3
    hold nothing else), the compatibility ideographs, 〇 and 々.
-3. A run of letters (with their combining marks) and digits of any other script is a token:
+3. A run of letters (with the marks that combine with them) and digits of any other script is a
+   token:
    ``i'm`` and ``o'clock`` are one, since an apostrophe between two of them belongs to the word,
    and ``2019`` is one, which is not compared with 二零一九.
 4. ``<noise>``, ``<unk>`` and whatever else stands in angle brackets is a token, as in ESPnet's
@@ -28,6 +30,7 @@ It imports neither torch nor ESPnet::
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -40,8 +43,6 @@ from pathlib import Path
 from espnet_bimamba.errors import BiMambaError, TranscriptError
 
 _HAN = "[々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-_OTHER = f"(?:(?!{_HAN})[^\\W_][\u0300-\u036f]*)"
-_TOKEN = re.compile(f"<[^<>\\s]+>|{_HAN}|{_OTHER}+(?:'{_OTHER}+)*")
 _MANDARIN = re.compile(_HAN)
 _APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
 _TRN = re.compile(r"(.*)\(([^()]+)\)")
@@ -114,7 +115,20 @@ class Score:
 def tokenize(text: str) -> list[str]:
     """Splits text into mixed tokens by the rules at the top of this module."""
     plain = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
-    return _TOKEN.findall(plain)
+    seen = "".join(char for char in plain if unicodedata.category(char) != "Cf")
+    return _token().findall(seen)
+
+
+@functools.cache
+def _token() -> re.Pattern[str]:
+    # Made when it is needed: to ask for the category of every character takes 0.1 s.
+    marks = "".join(
+        char
+        for char in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(char).startswith("M")
+    )
+    other = f"(?:(?!{_HAN})[^\\W_][{marks}]*)"
+    return re.compile(f"<[^<>\\s]+>|{_HAN}|{other}+(?:'{other}+)*")
 
 
 def is_mandarin(token: str) -> bool:
@@ -130,12 +144,14 @@ def score(
     Args:
         references: Utterance to text.
         hypotheses: Utterance to text. An utterance that is not there was recognised as nothing.
-        ignore: Tokens to leave out on both sides, for example ``<noise>``.
+        ignore: Tokens to leave out on both sides, for example ``<noise>``; in capitals or not.
 
     Raises:
         TranscriptError: There is no reference, the hypotheses hold an utterance that the
-            references lack, or jiwer, which aligns, is not installed.
+            references lack, ``ignore`` holds what is not one token, or jiwer, which aligns, is
+            not installed.
     """
+    ignored = {_ignored(token) for token in ignore}
     if not references:
         raise TranscriptError("references", "hold no utterance")
     unknown = sorted(set(hypotheses) - set(references))
@@ -144,8 +160,8 @@ def score(
             "hypotheses", f"{len(unknown)} utterances without reference, {unknown[0]} the first"
         )
     names = sorted(references)
-    left = [_tokens(references[name], ignore) for name in names]
-    right = [_tokens(hypotheses.get(name, ""), ignore) for name in names]
+    left = [_tokens(references[name], ignored) for name in names]
+    right = [_tokens(hypotheses.get(name, ""), ignored) for name in names]
     counts = {True: Counts(), False: Counts()}
     for alignment in _align(left, right):
         for language, found in alignment:
@@ -157,6 +173,14 @@ def score(
         wrong_sentences=sum(one != other for one, other in zip(left, right, strict=True)),
         missing=tuple(name for name in names if name not in hypotheses),
     )
+
+
+def _ignored(word: str) -> str:
+    tokens = tokenize(word)
+    if len(tokens) != 1:
+        found = f"{len(tokens)}: {' '.join(tokens)}" if tokens else "none"
+        raise TranscriptError("--ignore", f"{word!r} is not one token but {found}")
+    return tokens[0]
 
 
 def _tokens(text: str, ignore: Collection[str]) -> list[str]:
@@ -206,7 +230,8 @@ def read(path: Path) -> dict[str, str]:
         TranscriptError: The file cannot be read, is not UTF-8, or names an utterance twice.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        # Windows' editors put a byte order mark first.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise TranscriptError(path, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

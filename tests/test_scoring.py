@@ -33,6 +33,9 @@ SCLITE = shutil.which("sclite") or shutil.which("sclite", path=recipes.DEBIAN_SC
         ("<NOISE> hello <unk>你", "<noise> hello <unk> 你"),
         ("한국 カラオケ ㄅㄆ", "한국 カラオケ ㄅㄆ"),
         ("，。？ ~ … — 「」", ""),
+        ("हिन्दी में ไทย நன்றி", "हिन्दी में ไทย நன்றி"),
+        ("meet\u200bing \ufeff我\u200d在 co\u00adop \u202aok\u202c", "meeting 我 在 coop ok"),
+        ("葛\U000e0100城 ❤\ufe0f", "葛 城"),
     ],
 )
 def test_tokens(text, tokens):
@@ -159,6 +162,24 @@ def test_tokens_can_be_left_out_on_both_sides():
     assert score(*texts).mixed.tokens == 3
     left = score(*texts, ignore=["<noise>", "<unk>"])
     assert left.mixed == Counts(hits=1, insertions=1)
+
+
+@pytest.mark.parametrize("word", ["<NOISE>", "<noise>"])
+def test_what_is_left_out_may_be_in_capitals(word):
+    assert score({"a": "<NOISE> 好"}, {"a": "好"}, ignore=[word]).mixed == Counts(hits=1)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"), [("[N] x", "not one token but 2: n x"), ("~", "not one token but none")]
+)
+def test_what_is_not_one_token_cannot_be_left_out(word, says):
+    with pytest.raises(TranscriptError, match=says):
+        score({"a": "好"}, {"a": "好"}, ignore=[word])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "text").write_text("u1 你 好\n", encoding="utf-8-sig")
+    assert list(scoring.read(tmp_path / "text")) == ["u1"]
 
 
 def test_an_utterance_without_hypothesis_is_deleted_and_named():
