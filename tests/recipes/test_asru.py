@@ -139,6 +139,80 @@ def test_faulty_recordings_can_be_left_out_but_not_a_part(corpus, tmp_path):
     assert done.stderr.count("left out: ") == 6
 
 
+def test_a_part_of_which_nothing_is_left_is_refused(corpus, tmp_path):
+    for text in (corpus / "ASRU100-fixed-dev").rglob("*.txt"):
+        text.unlink()
+    done = prepare(corpus, tmp_path / "data", "--skip_faulty")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "  - dev: every recording is faulty; expected: one at least without a fault"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def edit_table(corpus, edit):
+    """The test set's table of transcripts, with its lines changed."""
+    table = corpus / "release" / "ASRU_test-text.txt"
+    lines = edit(table.read_text(encoding="utf-8").splitlines())
+    table.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return table
+
+
+def test_a_table_may_have_tabs_and_capitals(corpus, tmp_path):
+    edit_table(corpus, lambda lines: [line.replace(" ", "\t", 1) for line in lines])
+    for wav in (corpus / "release").rglob("*.wav"):
+        wav.rename(wav.with_suffix(".WAV"))
+    for text in (corpus / "ASRU100-fixed-dev").rglob("*.txt"):
+        text.rename(text.with_suffix(".TXT"))
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    for part in ("dev", "test"):
+        assert table(tmp_path / "data" / part / "text") == SPOKEN[part]
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (
+            lambda lines: lines[1:],
+            "recordings without transcript (1, the first is "
+            "{0}/wav/T0500G0900_S01010001.wav); expected: a line NAME.wav SENTENCE for each in "
+            "{0}/ASRU_test-text.txt",
+        ),
+        (
+            lambda lines: [lines[0].split()[0], *lines[1:]],
+            "empty transcripts (1, the first is {0}/ASRU_test-text.txt/T0500G0900_S01010001.wav); "
+            "expected: the sentence that is spoken",
+        ),
+        (
+            lambda lines: [*lines, lines[0]],
+            "transcripts of another's recording (1, the first is "
+            "{0}/ASRU_test-text.txt/T0500G0900_S01010001.wav); expected: a name once in the table",
+        ),
+    ],
+    ids=["no line", "no sentence", "two lines"],
+)
+def test_a_faulty_table_is_named(corpus, tmp_path, edit, fault):
+    edit_table(corpus, edit)
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == [f"  - test: {fault.format(corpus / 'release')}"]
+
+
+def test_two_tables_are_refused_even_if_faults_are_skipped(corpus, tmp_path):
+    first = corpus / "release" / "ASRU_test-text.txt"
+    (corpus / "release" / "more").mkdir()
+    second = shutil.copy(first, corpus / "release" / "more")
+    done = prepare(corpus, tmp_path / "data", "--skip_faulty")
+    assert done.returncode == 2
+    assert f"test: 2 tables of transcripts: {first}, {second}; expected: one" in done.stderr
+
+
+def test_the_help_names_the_folders(tmp_path):
+    done = prepare(tmp_path, tmp_path, "--help")
+    assert "its folder, if not ASRU100-fixed-dev or ASRU-DEV" in " ".join(done.stdout.split())
+
+
 def run_recipe(*options, check=True):
     environment = os.environ | {
         "VIRTUAL_ENV": sys.prefix,

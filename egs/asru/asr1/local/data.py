@@ -33,6 +33,8 @@ NAME = re.compile(r"T\d+(G\d+)_?S\d+")
 #: ``[N]``, ``[S]`` and the like mark noises.
 MARK = re.compile(r"\[[^\[\]\s]\]")
 
+EMPTY, SENTENCE = "empty transcripts", "the sentence that is spoken"
+
 PIECE = "▁"  # what sentencepiece writes for a space
 
 
@@ -96,11 +98,20 @@ def find(corpus: Path, part: str, name: str = "") -> Path | Fault:
 
 def read(part: str, folder: Path) -> tuple[list[Utterance], list[Fault]]:
     """Returns the utterances of one part that are whole, and what is wrong with the others."""
-    recordings = sorted(folder.rglob("*.wav"))
+    recordings = _files(folder, ".wav")
     if not recordings:
         return [], [Fault(part, "no recordings", f"*.wav at any depth below {folder}")]
+    tables = sorted(folder.rglob(TABLE))
+    if len(tables) > 1:
+        found = ", ".join(map(str, tables))
+        return [], [Fault(part, f"{len(tables)} tables of transcripts: {found}", "one")]
     faults = _Faults(part)
-    texts = _transcripts(folder, {wav.stem for wav in recordings}, faults)
+    if tables:
+        texts = _rows(tables[0], faults)
+        where = f"a line NAME.wav SENTENCE for each in {tables[0]}"
+    else:
+        texts = _texts(folder, {wav.stem for wav in recordings}, faults)
+        where = "NAME.txt beside each NAME.wav"
     with ThreadPoolExecutor() as pool:
         sound = list(pool.map(_is_mono_sound, recordings))
 
@@ -112,7 +123,7 @@ def read(part: str, folder: Path) -> tuple[list[Utterance], list[Fault]]:
         elif not is_sound:
             faults.add("files that are not sound", "PCM WAV, one channel, not empty", wav)
         elif transcript is None:
-            faults.add("recordings without transcript", "NAME.txt beside each NAME.wav", wav)
+            faults.add("recordings without transcript", where, wav)
         else:
             utterances[wav.stem] = _utterance(wav, transcript.text)
     for transcript in texts.values():
@@ -140,21 +151,34 @@ class _Transcript:
     source: Path
 
 
-def _transcripts(folder: Path, names: set[str], faults: _Faults) -> dict[str, _Transcript]:
-    """Transcripts by the recording's name, from the part's table or files beside the recordings."""
-    tables = sorted(folder.rglob(TABLE))
-    if tables:
-        rows = (line.partition(" ") for line in _lines(tables[0], faults) or ())
-        return {
-            name.removesuffix(".wav"): _Transcript(text, tables[0] / name) for name, _, text in rows
-        }
+def _files(folder: Path, suffix: str) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() == suffix)
+
+
+def _rows(table: Path, faults: _Faults) -> dict[str, _Transcript]:
+    """Transcripts by the recording's name, from a table."""
     texts = {}
-    for file in sorted(folder.rglob("*.txt")):
+    for line in _lines(table, faults) or ():
+        recording, *text = line.split(maxsplit=1)
+        name = re.sub(r"(?i)\.wav$", "", recording)
+        source = table / recording
+        if not text:
+            faults.add(EMPTY, SENTENCE, source)
+        if name in texts:
+            faults.add("transcripts of another's recording", "a name once in the table", source)
+        texts[name] = _Transcript(" ".join(text), source)
+    return texts
+
+
+def _texts(folder: Path, names: set[str], faults: _Faults) -> dict[str, _Transcript]:
+    """Transcripts by the recording's name, from files beside the recordings."""
+    texts = {}
+    for file in _files(folder, ".txt"):
         # Other text files (terms of use, lists of speakers) may lie about.
         if file.stem in names or NAME.fullmatch(file.stem):
             lines = _lines(file, faults)
             if lines == []:
-                faults.add("empty transcripts", "the sentence that is spoken", file)
+                faults.add(EMPTY, SENTENCE, file)
             texts[file.stem] = _Transcript(" ".join(lines or ()), file)
     return texts
 
@@ -191,7 +215,8 @@ def check(
     Args:
         corpus: The folder that holds them.
         names: Part to its folder's name, for parts that are not named as in :data:`FOLDERS`.
-        skip_faulty: Leave out the recordings with a fault; a missing folder stays an error.
+        skip_faulty: Leave out the recordings with a fault; a missing folder stays an error, and
+            so does a part of which nothing is left.
 
     Raises:
         LayoutError: Something is missing or not as expected.
@@ -204,10 +229,12 @@ def check(
             faults.append(folder)
             continue
         utterances, found = read(part, folder)
-        faults += [fault for fault in found if not (skip_faulty and fault.files)]
-        if skip_faulty:
-            for fault in found:
-                print(f"left out: {fault}", file=sys.stderr)
+        skipped = [fault for fault in found if skip_faulty and fault.files]
+        for fault in skipped:
+            print(f"left out: {fault}", file=sys.stderr)
+        faults += [fault for fault in found if fault not in skipped]
+        if skipped and not any(utterance.tokens for utterance in utterances):
+            faults.append(Fault(part, "every recording is faulty", "one at least without a fault"))
         parts[part] = utterances
     if faults:
         raise LayoutError(corpus, faults)
@@ -250,8 +277,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    for part, names in FOLDERS.items():
-        parser.add_argument(f"--{part}", default="", help=f"its folder, if not {names}")
+    for part, known in FOLDERS.items():
+        parser.add_argument(
+            f"--{part}", default="", help=f"its folder, if not {' or '.join(known)}"
+        )
     parser.add_argument("--skip_faulty", action="store_true", help="leave faulty recordings out")
     args = parser.parse_args(argv)
     names = {part: getattr(args, part) for part in FOLDERS}
