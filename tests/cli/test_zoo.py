@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import stat
 import zipfile
 from contextlib import chdir
@@ -215,6 +216,10 @@ def spoil_meta(name, value):
     return lambda meta: meta.update({name: value})
 
 
+def of_config(**options):
+    return {f"{EXP}/config.yaml": lambda config: config.update(options)}
+
+
 CONTRADICTIONS = [
     ({"meta.yaml": None}, (), "meta.yaml", "is not at the top of the archive"),
     ({"meta.yaml": "["}, (), "meta.yaml", "is not valid YAML"),
@@ -237,22 +242,86 @@ CONTRADICTIONS = [
         "bpemodel: /home/me/bpe.model is not in the archive",
     ),
     ({}, [("RESULTS.md", "1"), ("RESULTS.md", "2")], "archive", "'RESULTS.md' is in it more than"),
+    ({}, [("exp//asr_tiny/./config.yaml", "")], "archive", f"'{EXP}/config.yaml' is in it more"),
+    ({}, [("meta.yaml/x", "")], "archive", "'meta.yaml' is a file in it, and a folder for 'meta"),
+    ({}, [("meta.yaml/", "")], "archive", "'meta.yaml' is in it more than once"),
+    ({}, [("x/", ""), ("x", "")], "archive", "'x' is a file in it, and a folder for 'x/'"),
+    ({"meta.yaml": "[" * 5000}, (), "meta.yaml", "is not valid YAML"),
+    ({"meta.yaml": "espnet: 2026-99-99"}, (), "meta.yaml", "is not valid YAML"),
+    ({"meta.yaml": spoil_meta("files", {"asr_model_file": [1]})}, (), "meta.yaml", "[1], which is"),
+    (
+        of_config(normalize_conf=["x"]),
+        (),
+        "configuration",
+        "normalize_conf is ['x'], not a mapping",
+    ),
+    (of_config(frontend_conf=[1]), (), "configuration", "frontend_conf is [1], not a mapping"),
+    (of_config(encoder_conf="x"), (), "configuration", "encoder_conf is 'x', not a mapping"),
+    (of_config(encoder=["x"]), (), "configuration", "encoder: ['x'] is none of ours"),
+    (of_config(frontend_conf={"fs": "abc"}), (), "configuration", "frontend_conf.fs is 'abc', no"),
+    (of_config(frontend_conf={"fs": 10**12}), (), "configuration", "is 1000000000000, no number"),
+    (of_config(frontend_conf={"fs": [8]}), (), "configuration", "frontend_conf.fs is [8], no"),
+    (of_config(token_type="bpe", bpemodel=5), (), "configuration", "bpemodel: 5 is not in the"),
+    (of_config(token_list={"a": 1}), (), "configuration", "token_list: {'a': 1} is not in the"),
+    (of_config(normalize_conf={"stats_file": [1]}), (), "configuration", "stats_file: [1] is not"),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(("changes", "added", "name", "reason"), CONTRADICTIONS)
 def test_an_archive_that_contradicts_itself_is_named(
-    tiny, spoilt, verdict, no_process, changes, added, name, reason
+    tiny, spoilt, verdict, no_process, capsys, changes, added, name, reason
 ):
     changes = {
         member: edited(tiny, member, change) if callable(change) else change
         for member, change in changes.items()
     }
-    status, failed = verdict(spoilt(changes, added))
+    path = spoilt(changes, added)
+    status, failed = verdict(path)
     assert status == 1
     assert list(failed) == [name]
     assert reason in failed[name]
+    assert main(["zoo", "card", str(path)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+LM = "exp/lm/config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("token_list: /etc/passwd", "token_list: /etc/passwd is not in the archive, and inference"),
+        ("[]", "holds a list, not a mapping"),
+    ],
+)
+def test_the_language_models_configuration_is_looked_at(
+    tiny, spoilt, verdict, no_process, text, reason
+):
+    meta = edited(tiny, "meta.yaml", lambda m: m["yaml_files"].update(lm_train_config=LM))
+    _, failed = verdict(spoilt({"meta.yaml": meta}, added=[(LM, text)]))
+    assert list(failed) == ["configuration"]
+    assert failed["configuration"].startswith(f"{LM}: {reason}")
+
+
+@pytest.mark.parametrize("text", ["token_list: ./meta.yaml", "{token_list: [a], bpemodel: /x}"])
+def test_a_language_model_with_packed_tokens_is_in_order(tiny, spoilt, verdict, seen, text):
+    meta = edited(tiny, "meta.yaml", lambda m: m["yaml_files"].update(lm_train_config=LM))
+    assert list(verdict(spoilt({"meta.yaml": meta}, added=[(LM, text)]))[1]) == ["card"]
+
+
+def test_what_is_too_large_is_refused_before_it_is_unpacked(
+    packed, verdict, no_process, monkeypatch
+):
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("it was unpacked"))
+    monkeypatch.setattr(archive, "LARGEST_ARCHIVE", 1000)
+    reason = "unpacked, it would be 0 GiB, more than 0"
+    assert verdict(packed)[1] == {"archive": reason}
+
+
+def test_a_text_that_is_too_large_is_not_read(packed, verdict, no_process, monkeypatch):
+    monkeypatch.setattr(archive, "LARGEST_TEXT", 10)
+    assert verdict(packed)[1] == {"meta.yaml": "meta.yaml: is no text: 0 MiB"}
 
 
 def test_another_meta_yaml_that_comes_first_is_refused(tiny, tmp_path, verdict, no_process):
@@ -296,7 +365,7 @@ def test_without_a_model_there_is_nothing_to_check(tmp_path, capsys, action, nam
 def test_a_model_without_card_is_not_in_order(packed, verdict, seen):
     status, failed = verdict(packed)
     assert status == 1
-    command = f"`espnet-bimamba zoo card {packed}` writes one"
+    command = f"`espnet-bimamba zoo card {packed} --source URL` does"
     assert failed == {"card": f"there is no README.md; {command}"}
 
 
@@ -305,8 +374,31 @@ def test_a_card_that_does_not_say_what_is_needed_is_not_in_order(spoilt, verdict
     assert verdict(path)[1]["card"].startswith("README.md does not say espnet-bimamba; ")
 
 
-def test_a_model_with_card_is_in_order(packed, capsys, seen):
+def test_a_card_without_a_source_is_not_in_order(packed, verdict, seen):
     assert main(["zoo", "card", str(packed)]) == 0
+    says = "README.md does not say from where pip installs espnet-bimamba; "
+    assert verdict(packed)[1]["card"].startswith(says)
+
+
+@pytest.mark.parametrize("source", [".", "./espnet-bimamba", "/home/me/espnet-bimamba", "~/x", ""])
+def test_a_source_is_for_others(packed, capsys, source):
+    assert main(["zoo", "card", str(packed), "--source", source]) == 2
+    assert f"--source={source!r} is not possible: allowed is what pip takes elsewhere" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_source_is_quoted_for_the_shell(packed, verdict, seen):
+    source = "git+https://x/it's here"
+    main(["zoo", "card", str(packed), "--source", source])
+    text = zipfile.ZipFile(packed).read("README.md").decode()
+    [command] = [line for line in text.splitlines() if line.startswith("pip install")]
+    assert shlex.split(command) == ["pip", "install", source]
+    assert verdict(packed)[0] == 0
+
+
+def test_a_model_with_card_is_in_order(packed, capsys, seen):
+    assert main(["zoo", "card", str(packed), "--source", "git+https://x"]) == 0
     capsys.readouterr()
     assert main(["zoo", "check", str(packed)]) == 0
     out = capsys.readouterr().out
@@ -334,7 +426,7 @@ SPOILT_REPORTS = [
 
 @pytest.mark.parametrize(("changes", "expected"), SPOILT_REPORTS)
 def test_what_the_process_saw_is_judged(packed, verdict, seen, changes, expected):
-    card.add(packed, card.render(archive.read(packed), card.Labels()))
+    card.add(packed, card.render(archive.read(packed), card.Labels(source="git+https://x")))
     seen[False] = probe.Report(**(vars(GOOD) | changes))
     status, failed = verdict(packed)
     assert status == 1
@@ -479,7 +571,7 @@ def test_the_card_says_what_is_needed_and_how_it_is_used(packed, capsys):
     assert ModelCard(text).data.to_dict() == front, "as the Hub reads it"
     assert "### `me/tiny`\n" in text
     assert f"**espnet-bimamba** {__version__} or later" in text
-    assert "pip install 'git+https://x'" in text
+    assert "\npip install git+https://x\n" in text
     assert "--encoder must be one of (...): --encoder conbimamba" in text
     assert 'Speech2Text.from_pretrained("me/tiny")' in text
     assert "# one channel, 8000 Hz" in text
@@ -493,6 +585,7 @@ def test_what_nobody_knows_is_left_out_and_said(packed, capsys):
     err = capsys.readouterr().err
     for option in ("repo", "corpus", "language"):
         assert f"note: it does not name the {option}: --{option} does\n" in err
+    assert "note: it does not say from where pip installs espnet-bimamba: --source does" in err
     text = zipfile.ZipFile(packed).read("README.md").decode()
     assert set(yaml.safe_load(text.split("---")[1])) == {"tags", "license", "pipeline_tag"}
     assert 'from_pretrained("model.zip")' in text

@@ -84,7 +84,7 @@ def run(python, program, *arguments):
 
 def test_a_packed_model_with_card_is_in_order(packed, speech, environments):
     wav, text = speech
-    assert main(["zoo", "card", str(packed), "--repo", REPO]) == 0
+    assert main(["zoo", "card", str(packed), "--repo", REPO, "--source", "git+https://x"]) == 0
     program = "import sys; from espnet_bimamba.cli import main; sys.exit(main())"
     done = run(environments["with us"], program, "zoo", "check", packed, "--wav", wav, "--json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -49,6 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         ),
         epilog=(
             "examples:\n"
+            "  espnet-bimamba zoo card model.zip --source git+https://example.org/espnet-bimamba\n"
             "  espnet-bimamba zoo card model.zip --repo me/conbimamba --corpus librispeech_100\n"
             "  espnet-bimamba zoo card model.zip --repo me/conbimamba -o exp/hf_repo/README.md"
         ),
@@ -70,7 +71,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     card_parser.add_argument(
         "--source",
         metavar="URL",
-        help="what to give pip to install this package (default: the card says: from a clone)",
+        help="what others give pip to install this package; without it the card says: from a "
+        "clone, which `zoo check` takes for not enough",
     )
     card_parser.set_defaults(run=run_card)
 
@@ -110,4 +112,7 @@ def run_card(args: argparse.Namespace) -> int:
     for option in ("repo", "corpus", "language"):
         if getattr(labels, option) is None:
             print(f"note: it does not name the {option}: --{option} does", file=sys.stderr)
+    if labels.source is None:
+        what = "from where pip installs espnet-bimamba: --source does, and `zoo check` wants it"
+        print(f"note: it does not say {what}", file=sys.stderr)
     return 0

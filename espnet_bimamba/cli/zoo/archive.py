@@ -1,5 +1,7 @@
 """Reads a packed model (what ESPnet's stage 14 makes) without unpacking or trusting it."""
 
+import lzma
+import re
 import stat
 import zipfile
 import zlib
@@ -15,6 +17,13 @@ from espnet_bimamba.registry import ENCODERS, OLDEST_ESPNET
 README = "README.md"
 #: What ``espnet2.bin.pack asr`` packs under which name, and Speech2Text takes as an argument.
 NEEDED = {"yaml_files": "asr_train_config", "files": "asr_model_file"}
+#: Parts of the training configuration that are read here; each may be missing or empty.
+MAPPINGS = ("encoder_conf", "frontend_conf", "normalize_conf")
+#: Samples a second: as many as a frontend may be told, and what it is if it is told nothing.
+HIGHEST_RATE, USUAL_RATE = 384_000, 16_000
+
+#: Bytes when unpacked: of all members, many times ESPnet's largest models; of a text.
+LARGEST_ARCHIVE, LARGEST_TEXT = 32 * 2**30, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,12 @@ class PackedModel:
 
     @property
     def sampling_rate(self) -> int:
-        """Samples a second that the frontend expects; ESPnet also reads numbers like ``16k``."""
-        rate = str((self.config.get("frontend_conf") or {}).get("fs", 16000)).lower()
-        return int(float(rate.removesuffix("k")) * (1000 if rate.endswith("k") else 1))
+        """Samples a second that the frontend expects.
+
+        Raises:
+            PackedModelError: It is no number, or none of samples a second.
+        """
+        return _sampling_rate(self.path, _training(self.meta), self.config)
 
     def text(self, member: str) -> str:
         """Return the text of a member.
@@ -92,7 +104,8 @@ def safe_members(path: Path) -> tuple[str, ...]:
 
     ESPnet's unpacking refuses an absolute name and one that climbs out, and writes a link's target
     into a file of the link's name. Here both are refused, and so is a name that comes twice: the
-    second file would take the place of the one that was looked at.
+    second file would take the place of the one that was looked at. So is what is too large to be
+    a model, before any of it is unpacked.
 
     Raises:
         PackedModelError: A member is unsafe, damaged or encrypted, or it is no zip archive.
@@ -103,14 +116,16 @@ def safe_members(path: Path) -> tuple[str, ...]:
             for info in infos:
                 if reason := _unsafe(info):
                     raise PackedModelError(path, "archive", f"{info.filename!r} {reason}")
-            names = [info.filename for info in infos if not info.is_dir()]
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise PackedModelError(path, "archive", f"{twice[0]!r} is in it more than once")
+            if reason := _in_each_others_way(infos):
+                raise PackedModelError(path, "archive", reason)
+            if (size := sum(info.file_size for info in infos)) > LARGEST_ARCHIVE:
+                what = f"would be {size / 2**30:.0f} GiB, more than {LARGEST_ARCHIVE / 2**30:.0f}"
+                raise PackedModelError(path, "archive", f"unpacked, it {what}")
             if damaged := archive.testzip():
                 raise PackedModelError(path, "archive", f"{damaged!r} is damaged: wrong checksum")
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError) as error:
-        raise PackedModelError(path, "archive", f"cannot be read: {error}") from error
-    return tuple(names)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError) as e:
+        raise PackedModelError(path, "archive", f"cannot be read: {e}") from e
+    return tuple(info.filename for info in infos if not info.is_dir())
 
 
 def _unsafe(info: zipfile.ZipInfo) -> str | None:
@@ -126,6 +141,23 @@ def _unsafe(info: zipfile.ZipInfo) -> str | None:
         return "is a symbolic link, not a file"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a special file, not a plain one"
+    return None
+
+
+def _in_each_others_way(infos: list[zipfile.ZipInfo]) -> str | None:
+    """Return which member would take another's place, if one would."""
+    files: set[PurePosixPath] = set()
+    for info in infos:
+        file = PurePosixPath(info.filename)  # to which a//b and a/./b are a/b
+        if file in files:
+            return f"{str(file)!r} is in it more than once"
+        if not info.is_dir():
+            files.add(file)
+    for info in infos:
+        file = PurePosixPath(info.filename)
+        inside = [*file.parents, file] if info.is_dir() else file.parents
+        if taken := next((folder for folder in inside if folder in files), None):
+            return f"{str(taken)!r} is a file in it, and a folder for {info.filename!r}"
     return None
 
 
@@ -167,20 +199,27 @@ def read_config(path: Path, members: tuple[str, ...], meta: dict[str, Any]) -> d
     """Return the training configuration, which names one of our encoders and packed files only.
 
     Raises:
-        PackedModelError: The encoder is none of ours, or a file that inference reads is not packed.
+        PackedModelError: The encoder is none of ours, a file that inference reads is not packed,
+            be it the language model's, or a part of the configuration is of another kind than
+            ESPnet writes.
     """
-    name = meta["yaml_files"]["asr_train_config"]
+    name = _training(meta)
     config = _mapping(path, name)
     encoder = config.get("encoder")
     if encoder not in list(ENCODERS):
         raise PackedModelError(
             path, name, f"encoder: {encoder} is none of ours, which are {', '.join(ENCODERS)}"
         )
-    for option, value in files_of(config).items():
-        if value not in members:
-            raise PackedModelError(
-                path, name, f"{option}: {value} is not in the archive, and inference reads it"
-            )
+    for option in MAPPINGS:
+        if not isinstance(config.get(option), dict | None):
+            raise PackedModelError(path, name, f"{option} is {config[option]!r}, not a mapping")
+    _sampling_rate(path, name, config)
+    _refuse_outside(path, name, members, files_of(config))
+    language_model = meta["yaml_files"].get("lm_train_config")
+    if language_model is not None:
+        # Of its options inference reads this one only: the words come from the model's tokens.
+        tokens = {"token_list": _mapping(path, language_model).get("token_list")}
+        _refuse_outside(path, language_model, members, files_of(tokens))
     return config
 
 
@@ -189,14 +228,40 @@ def files_of(config: dict[str, Any]) -> dict[str, str]:
     options = {"normalize_conf.stats_file": (config.get("normalize_conf") or {}).get("stats_file")}
     if config.get("token_type") == "bpe":
         options["bpemodel"] = config.get("bpemodel")
-    if isinstance(config.get("token_list"), str):
-        options["token_list"] = config["token_list"]
+    if not isinstance(config.get("token_list"), list):
+        options["token_list"] = config.get("token_list")
     # ESPnet compares paths, not texts: ./exp/x is exp/x.
-    return {option: str(PurePosixPath(value)) for option, value in options.items() if value}
+    return {option: str(PurePosixPath(str(value))) for option, value in options.items() if value}
+
+
+def _training(meta: dict[str, Any]) -> str:
+    return str(meta["yaml_files"]["asr_train_config"])
+
+
+def _refuse_outside(path: Path, name: str, members: tuple[str, ...], files: dict[str, str]) -> None:
+    for option, value in files.items():
+        if value not in members:
+            raise PackedModelError(
+                path, name, f"{option}: {value} is not in the archive, and inference reads it"
+            )
+
+
+def _sampling_rate(path: Path, name: str, config: dict[str, Any]) -> int:
+    """Return ``frontend_conf``'s; ESPnet also reads numbers like ``16k``."""
+    given = (config.get("frontend_conf") or {}).get("fs", USUAL_RATE)
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?) ?(k?)", str(given).lower()):
+        rate = int(float(match[1]) * (1000 if match[2] else 1))
+        if 0 < rate <= HIGHEST_RATE:
+            return rate
+    raise PackedModelError(
+        path, name, f"frontend_conf.fs is {given!r}, no number of samples a second"
+    )
 
 
 def _text(path: Path, member: str) -> str:
     with zipfile.ZipFile(path) as archive:
+        if (size := archive.getinfo(member).file_size) > LARGEST_TEXT:
+            raise PackedModelError(path, member, f"is no text: {size / 2**20:.0f} MiB")
         try:
             return archive.read(member).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -204,9 +269,10 @@ def _text(path: Path, member: str) -> str:
 
 
 def _mapping(path: Path, member: str) -> dict[str, Any]:
+    text = _text(path, member)
     try:
-        found = yaml.safe_load(_text(path, member))
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date, or thousands of [
         raise PackedModelError(path, member, f"is not valid YAML: {error}") from error
     if not isinstance(found, dict):
         raise PackedModelError(path, member, f"holds a {type(found).__name__}, not a mapping")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -62,6 +63,14 @@ class Labels:
     def __post_init__(self) -> None:
         if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
             raise OptionError("--repo", self.repo, "OWNER/NAME of the Hugging Face Hub")
+        if self.source is not None and not _is_for_others(self.source):
+            allowed = "what pip takes elsewhere too, for example git+https://HOST/espnet-bimamba"
+            raise OptionError("--source", self.source, allowed)
+
+
+def _is_for_others(source: str) -> bool:
+    """Whether what ``pip install`` is given is more than a folder of this machine."""
+    return re.match(r"['\"]?[A-Za-z]", source) is not None
 
 
 def guessed_corpus(path: Path) -> str | None:
@@ -113,7 +122,11 @@ def lacks(model: PackedModel) -> str | None:
         return f"there is no {README}"
     needed = ("espnet-bimamba", f"`{model.encoder}`", "pip install")
     missing = [word for word in needed if word not in text]
-    return f"{README} does not say {' or '.join(missing)}" if missing else None
+    if missing:
+        return f"{README} does not say {' or '.join(missing)}"
+    if not any(map(_is_for_others, re.findall(r"pip install ([^\n`]+)", text))):
+        return f"{README} does not say from where pip installs espnet-bimamba"
+    return None
 
 
 def add(path: Path, text: str) -> None:
@@ -197,7 +210,7 @@ def _origin(model: PackedModel, labels: Labels) -> str:
 def _requirement(model: PackedModel, labels: Labels) -> str:
     install = "# no release is on a package index yet: in a clone of espnet-bimamba\npip install ."
     if labels.source:
-        install = f"pip install '{labels.source}'"
+        install = f"pip install {shlex.quote(labels.source)}"
     return f"""\
 ### Requirement: espnet-bimamba
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -90,9 +91,9 @@ def _checks(path: Path, wav: Path | None) -> Iterator[Check]:
     yield Check(
         step,
         lacking is None,
-        "README.md says that espnet-bimamba is needed and how to install it"
+        "README.md says that espnet-bimamba is needed, and from where pip installs it"
         if lacking is None
-        else f"{lacking}; `espnet-bimamba zoo card {path}` writes one",
+        else f"{lacking}; `espnet-bimamba zoo card {shlex.quote(str(path))} --source URL` does",
     )
     with tempfile.TemporaryDirectory() as folder:
         speech = wav or _noise(model.sampling_rate, Path(folder))
