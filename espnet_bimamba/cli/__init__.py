@@ -12,6 +12,15 @@ from espnet_bimamba.errors import BiMambaError
 
 SUBCOMMANDS = (doctor, params, conf, recipes, zoo)
 
+EXAMPLES = """\
+examples:
+  espnet-bimamba doctor
+  espnet-bimamba conf list librispeech_100
+  espnet-bimamba recipes get librispeech_100
+
+`espnet-bimamba COMMAND --help` says more, with examples.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -24,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         nobody reads what is printed, as after ``| head``.
     """
     parser = argparse.ArgumentParser(
-        prog="espnet-bimamba", description="Bidirectional Mamba encoders for ESPnet."
+        prog="espnet-bimamba",
+        description="Bidirectional Mamba encoders for ESPnet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -142,7 +142,17 @@ class Missing:
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``recipes`` and its actions to the command line."""
-    parser = subparsers.add_parser("recipes", help="get the stock recipes of ESPnet")
+    parser = subparsers.add_parser(
+        "recipes",
+        help="get the stock recipes of ESPnet",
+        description="The recipes that our configurations are for, and working copies of them.",
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba recipes list\n"
+            "  espnet-bimamba recipes get librispeech_100 --to ~/recipes"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     list_parser = actions.add_parser(
         "list",

@@ -14,7 +14,17 @@ WORDS = {True: "ok", False: "FAILED", None: "-"}
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``zoo`` and its actions to the command line."""
-    parser = subparsers.add_parser("zoo", help="check a packed model, write its card")
+    parser = subparsers.add_parser(
+        "zoo",
+        help="check a packed model, write its card",
+        description="What ESPnet's stage 14 packed: the card that it lacks, and whether it loads.",
+        epilog=(
+            "examples:\n"
+            "  espnet-bimamba zoo card model.zip --source git+https://example.org/espnet-bimamba\n"
+            "  espnet-bimamba zoo check model.zip --wav speech.wav"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     check_parser = actions.add_parser(
         "check",
