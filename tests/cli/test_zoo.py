@@ -246,7 +246,7 @@ CONTRADICTIONS = [
     ({}, [("meta.yaml/x", "")], "archive", "'meta.yaml' is a file in it, and a folder for 'meta"),
     ({}, [("meta.yaml/", "")], "archive", "'meta.yaml' is in it more than once"),
     ({}, [("x/", ""), ("x", "")], "archive", "'x' is a file in it, and a folder for 'x/'"),
-    ({"meta.yaml": "[" * 5000}, (), "meta.yaml", "is not valid YAML"),
+    ({"meta.yaml": "[" * 500}, (), "meta.yaml", "is not valid YAML"),
     ({"meta.yaml": "espnet: 2026-99-99"}, (), "meta.yaml", "is not valid YAML"),
     ({"meta.yaml": spoil_meta("files", {"asr_model_file": [1]})}, (), "meta.yaml", "[1], which is"),
     (
