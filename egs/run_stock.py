@@ -23,6 +23,7 @@ import yaml
 from espnet_bimamba import recipes, scoring
 from espnet_bimamba.cli.recipes import warn_of_missing
 from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
+from espnet_bimamba.files import write_whole
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -180,9 +181,7 @@ def _in_db_sh(variable: str, mistake: str = "") -> Callable[[Path, Path], None]:
         text = db.read_text()
         if text.endswith(f"\n{line}"):
             return
-        part = db.with_name(f".db.sh.{os.getpid()}")
-        part.write_text(f"{text.rstrip()}\n{line}")
-        part.replace(db)
+        write_whole(db, f"{text.rstrip()}\n{line}")
 
     return tell
 

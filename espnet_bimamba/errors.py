@@ -101,11 +101,11 @@ class RecipeError(BiMambaError, RuntimeError):
         super().__init__(f"{reason}. What to do: {remedy}")
 
 
-class ConfigError(BiMambaError, ValueError):
-    """A training YAML cannot be read, built or converted.
+class InputError(BiMambaError, ValueError):
+    """Something that was given, mostly a file, cannot be used.
 
     Args:
-        path: The file.
+        path: The file, or in words what else it is about.
         reason: What is wrong with it, with the line where there is one.
     """
 
@@ -115,18 +115,12 @@ class ConfigError(BiMambaError, ValueError):
         super().__init__(f"{path}: {reason}")
 
 
-class TranscriptError(BiMambaError, ValueError):
-    """Transcripts cannot be read or do not belong together.
+class ConfigError(InputError):
+    """A training YAML cannot be read, built or converted."""
 
-    Args:
-        source: The file, or what else it is about.
-        reason: What is wrong with it.
-    """
 
-    def __init__(self, source: object, reason: str) -> None:
-        self.source = source
-        self.reason = reason
-        super().__init__(f"{source}: {reason}")
+class TranscriptError(InputError):
+    """Transcripts cannot be read or do not belong together."""
 
 
 class PackedModelError(BiMambaError, ValueError):

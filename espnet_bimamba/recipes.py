@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from espnet_bimamba.errors import RecipeError
+from espnet_bimamba.files import draft_of, write_whole
 
 #: What is unpacked. ESPnet's Python packages stay out: beside the installed ones they would
 #: shadow them for whoever starts Python in the tree.
@@ -322,19 +323,16 @@ def _write(path: Path, text: str) -> Path:
     if path.is_file() and path.read_text() == text:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place: another run may be sourcing the old file right now.
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
+    # Another run may be sourcing the old file right now.
+    write_whole(path, text)
     return path
 
 
 def _copy(path: Path, source: Path) -> None:
     if _is_users(path):
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.copy(source, part)
-    part.replace(path)
+    with draft_of(path) as draft:
+        shutil.copy(source, draft)
 
 
 def _is_users(path: Path) -> bool:
@@ -344,9 +342,8 @@ def _is_users(path: Path) -> bool:
 def _symlink(path: Path, target: Path) -> None:
     if _is_users(path) or (path.is_symlink() and path.readlink() == target):
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.symlink_to(target)
-    part.replace(path)
+    with draft_of(path) as draft:
+        draft.symlink_to(target)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,7 +32,6 @@ It imports neither torch nor ESPnet::
 import argparse
 import functools
 import json
-import os
 import re
 import sys
 import unicodedata
@@ -41,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_bimamba.errors import BiMambaError, TranscriptError
+from espnet_bimamba.files import write_whole
 
 _HAN = "[々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 _MANDARIN = re.compile(_HAN)
@@ -368,12 +368,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise TranscriptError(path, f"cannot be written: {error.strerror}") from error
 
 

@@ -22,6 +22,7 @@ MODULES = sorted(
 # What stands beside the stair may be used from every floor and uses none.
 FLOORS = {
     "espnet_bimamba.errors": 0,
+    "espnet_bimamba.files": 0,
     "espnet_bimamba.recipes": 1,
     "espnet_bimamba.scoring": 1,
     "espnet_bimamba.ops": 1,
@@ -52,6 +53,7 @@ FORBIDDEN = {
     "espnet_bimamba.recipes": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.scoring": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.errors": KERNELS | ESPNET | {"torch", "numpy"},
+    "espnet_bimamba.files": KERNELS | ESPNET | {"torch", "numpy"},
     "espnet_bimamba.encoders.options": KERNELS | ESPNET | {"torch", "numpy"},
 }
 # Prefix of modules -> what none of them imports before one of its functions is called.

@@ -10,7 +10,6 @@ written into EXP, too: ``seeds.md`` and ``seeds.png``.
 """
 
 import argparse
-import os
 import re
 import statistics
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_bimamba.errors import BiMambaError, RecipeError
+from espnet_bimamba.files import draft_of, write_whole
 
 HEADING = re.compile(r"#+ (WER|CER|TER)")
 NAME = re.compile(r"asr_(?P<model>.+)_seed(?P<seed>\d+)")
@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"warning: {what}", file=sys.stderr)
     lines = table(rates, seeds)
     print(lines, end="")
-    part = args.exp / f".seeds.md.{os.getpid()}"
-    part.write_text(lines)
-    part.replace(args.exp / "seeds.md")
+    write_whole(args.exp / "seeds.md", lines)
     draw(rates, args.exp / "seeds.png", args.set)
     return 0
 
@@ -167,10 +165,9 @@ def draw(rates: Mapping[str, Mapping[int, float]], file: Path, test_set: str) ->
     axes.set_ylim(0, 1.05 * max(rate for row in rates.values() for rate in row.values()) or 1)
     axes.set_ylabel(f"word error rate on {test_set} (%)")
     axes.set_title("a dot a seed, a bar the mean")
-    part = file.with_name(f".{os.getpid()}.{file.name}")
-    figure.savefig(part, dpi=150)
+    with draft_of(file) as draft:
+        figure.savefig(draft, dpi=150)
     pyplot.close(figure)
-    part.replace(file)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import torch
 from boundaries import BOUNDARIES, HALF_WIDTH, Points
 from classifiers import Classifier, Design, Training, accuracy, parameters, trained
 
+from espnet_bimamba.files import save_figure
+
 TEST_POINTS = 4000
 SEEDS = 5
 
@@ -148,7 +150,6 @@ def draw(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "figure3"
     size = (2.1 * len(DRAWN), 2.3 * len(BOUNDARIES))
     figure, panels = plt.subplots(len(BOUNDARIES), len(DRAWN), figsize=size, layout="constrained")
     reached = {(o.row, o.boundary): o.test_accuracy for o in outcomes if o.seed == DRAWN_SEED}
@@ -157,13 +158,7 @@ def draw(
         for axes, row in zip(line, DRAWN, strict=True):
             _panel(axes, train, grids[row, boundary])
             axes.set_title(f"{row}\n{boundary}, {reached[row, boundary]:.1%}", fontsize=8)
-    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        # No date inside: the same boundaries give the same file.
-        metadata = {"Date": None} if file.suffix == ".svg" else None
-        figure.savefig(file, dpi=80, metadata=metadata)
-    plt.close(figure)
-    return files
+    return save_figure(figure, stem, dpi=80)
 
 
 def _panel(axes: Any, points: Points, grid: Array) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 from stages import RecipeFailedError, say
 from trained import Trained, Utterance
 
+from espnet_bimamba.files import write_whole
+
 HOME = Path(__file__).resolve().parents[2]
 CONFIGS = HOME / "conf" / "mini_an4"
 
@@ -138,7 +140,7 @@ def _report(
         "scored_by": trained.scored_by,
         "files": {heading: str(path) for heading, path in trained.files.items()},
     }
-    (work / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_whole(work / "report.json", json.dumps(figures, indent=2) + "\n")
     print()
     for heading, transcripts in (("Training", training), ("Test", test)):
         print(f"{heading} utterances")

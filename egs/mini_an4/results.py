@@ -6,7 +6,6 @@ writes ``EXP/RESULTS.md``, from the hypotheses below ``EXP`` and the references 
 ``dump/raw``.
 """
 
-import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import jiwer
 
 from espnet_bimamba import recipes
+from espnet_bimamba.files import write_whole
 
 BY_JIWER = "- scored by: `jiwer`"
 
@@ -39,9 +39,7 @@ def write_results(exp: Path, dump: Path) -> None:
             references = kaldi_table(dump.joinpath(*inside.parts[1:]) / "text")
             lines.append(_row(str(inside), references, kaldi_table(hypotheses), measure))
         lines.append("")
-    part = exp / f".RESULTS.md.{os.getpid()}"
-    part.write_text("\n".join(lines))
-    part.replace(exp / "RESULTS.md")
+    write_whole(exp / "RESULTS.md", "\n".join(lines))
 
 
 def kaldi_table(file: Path) -> dict[str, str]:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from espnet_bimamba.files import write_whole
+
 START = time.monotonic()
 
 
@@ -46,9 +48,7 @@ class DoneStages:
         if stage in self.done:
             return
         self.done.append(stage)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps({"key": self.key, "done": self.done}))
-        part.replace(self.file)
+        write_whole(self.file, json.dumps({"key": self.key, "done": self.done}))
 
     def missing(self, stages: Sequence[str]) -> list[str]:
         """Those of ``stages`` from the first unfinished one on."""

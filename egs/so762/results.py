@@ -5,7 +5,6 @@ the test set can be resampled.
 """
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from bootstrap import DRAWS, Array, Resampling, interval
 from runs import SETS, ResultsError, Run, Text, read_all, units
 
 from espnet_bimamba.errors import BiMambaError
+from espnet_bimamba.files import save_figure, write_whole
 
 RATES = ("CER", "WER")
 BEGIN = "<!-- written by egs/so762/results.py -->"
@@ -237,10 +237,7 @@ def put(text: str, file: Path) -> None:
     if not begin or not end:
         raise ResultsError(f"{file} has no lines {BEGIN} and {END} to put the tables between")
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all.
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    fresh.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-    fresh.replace(file)
+    write_whole(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def draw(results: Results, stem: Path) -> list[Path]:
@@ -250,8 +247,6 @@ def draw(results: Results, stem: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = stem.name
-    stem.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for index, (model, runs) in enumerate(results.models.items()):
         for run in runs:
@@ -267,13 +262,7 @@ def draw(results: Results, stem: Path) -> list[Path]:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        # No date inside: the same curves give the same file.
-        metadata = {"Date": None} if file.suffix == ".svg" else None
-        figure.savefig(file, dpi=100, metadata=metadata)
-    plt.close(figure)
-    return files
+    return save_figure(figure, stem, dpi=100)
 
 
 def main(argv: list[str] | None = None) -> int:

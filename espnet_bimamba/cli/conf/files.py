@@ -1,12 +1,12 @@
 """Reading, writing and comparing YAML files, each error with the file's name."""
 
 import difflib
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from espnet_bimamba import files
 from espnet_bimamba.errors import ConfigError
 
 
@@ -55,15 +55,12 @@ def difference(old: str, new: str, old_name: str, new_name: str) -> list[str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it.
+    """Write a file, whole or not at all.
 
     Raises:
         ConfigError: It cannot be written; what was there before is untouched.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_bytes(text.encode("utf-8"))
-        draft.replace(path)
+        files.write_whole(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ConfigError(path, f"cannot be written: {error.strerror}") from error

@@ -1,7 +1,6 @@
 """Writes the README of a packed model: ESPnet's form, with what it needs and how it is used."""
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
@@ -15,6 +14,7 @@ import yaml
 from espnet_bimamba import __version__
 from espnet_bimamba.cli.zoo.archive import README, PackedModel
 from espnet_bimamba.errors import OptionError, PackedModelError
+from espnet_bimamba.files import draft_of
 from espnet_bimamba.registry import OLDEST_ESPNET
 
 #: What ESPnet's template says.
@@ -140,7 +140,7 @@ def add(path: Path, text: str) -> None:
     """
     path = path.resolve()  # the file that a link leads to, not the link
     with (
-        _draft_of(path) as draft,
+        _written(path) as draft,
         zipfile.ZipFile(path) as old,
         zipfile.ZipFile(draft, "w") as new,
     ):
@@ -160,21 +160,17 @@ def write(path: Path, text: str) -> None:
     Raises:
         PackedModelError: It cannot be written.
     """
-    with _draft_of(path) as draft:
+    with _written(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _draft_of(path: Path) -> Iterator[Path]:
-    """Give a file to write, which takes the place of ``path`` when all of it was written."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _written(path: Path) -> Iterator[Path]:
     try:
-        yield draft
-        draft.replace(path)
+        with draft_of(path) as draft:
+            yield draft
     except OSError as error:
         raise PackedModelError(path, "archive", f"cannot be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _plain(info: zipfile.ZipInfo) -> zipfile.ZipInfo:

@@ -5,7 +5,6 @@ checked before anything is written.
 """
 
 import argparse
-import os
 import re
 import sys
 import wave
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_bimamba.errors import BiMambaError
+from espnet_bimamba.files import write_whole
 from espnet_bimamba.scoring import is_mandarin, tokenize
 
 #: Part of the corpus -> what its folder is called in the public descriptions.
@@ -267,9 +267,7 @@ def write_vocabulary(utterances: Sequence[Utterance], folder: Path) -> None:
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

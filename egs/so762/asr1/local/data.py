@@ -5,11 +5,14 @@ import csv
 import sys
 from pathlib import Path
 
+from espnet_bimamba.errors import BiMambaError
+from espnet_bimamba.files import write_whole
+
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("utt", "file", "speaker", "seconds", "text")
 
 
-class CorpusError(Exception):
+class CorpusError(BiMambaError):
     """The corpus is not as it should be; the message says what is missing."""
 
 
@@ -51,7 +54,7 @@ def write(rows: list[dict[str, str]], corpus: Path, folder: Path) -> None:
         "spk2utt": [f"{name} {' '.join(utts)}" for name, utts in sorted(speakers.items())],
     }
     for name, lines in files.items():
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_whole(folder / name, "".join(f"{line}\n" for line in lines))
 
 
 def main(argv: list[str] | None = None) -> int:
