@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = found(args.exp)
         models = args.models or sorted(files)
-        seeds = args.seeds or sorted({seed for row in files.values() for seed in row})
         files = {model: _picked(files, model, args.seeds, args.exp) for model in models}
+        seeds = args.seeds or sorted({seed for row in files.values() for seed in row})
         _refuse_two_programs(file for row in files.values() for file in row.values())
         rates = {
             model: {seed: word_error_rate(file, args.set) for seed, file in row.items()}

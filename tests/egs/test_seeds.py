@@ -103,6 +103,12 @@ def test_what_two_programs_scored_is_not_one_table(exp, capsys):
     assert gather.main([str(exp), "--models", "conextbimamba"]) == 0, "of one kind"
 
 
+def test_the_seeds_are_those_of_the_models_that_are_named(exp, capsys):
+    write_results(exp, "mamba", 7, SCLITE.format(wer="1.0"))
+    assert gather.main([str(exp), "--models", "mamba"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("|model|7|mean|")
+
+
 def test_one_seed_has_no_sample_variance(tmp_path, capsys):
     write_results(tmp_path, "conformer", 1, SCLITE.format(wer="5.0"))
     assert gather.main([str(tmp_path)]) == 0
