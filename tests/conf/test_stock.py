@@ -56,7 +56,8 @@ DIFFERENCES = {
         f"an4/{mixer}": NO_FEED_FORWARD | {"residual": True, "ffn": False}
         for mixer in ("mamba", "innbimamba", "extbimamba")
     },
-    **{f"{name}/branchformer": BRANCHFORMER for name in ("librispeech_100", "seame", "asru")},
+    **{f"{name}/branchformer": BRANCHFORMER for name in ("librispeech_100", "seame")},
+    "asru/branchformer": BRANCHFORMER | {"cgmlp_linear_units": 2048},
     "librispeech_100/mamba_large": INDEPENDENT | {"num_blocks": 40},
     "librispeech_100/extbimamba_large": INDEPENDENT | {"num_blocks": 21},
     "seame/mamba_large": INDEPENDENT | {"num_blocks": 30},
