@@ -43,7 +43,7 @@ demo: known-options recipes ## train and try an encoder on real speech in a stoc
 test: lint recipes test-triton test-parts ## everything, recipe runs included
 	@$(PY) -m pytest -m recipe --durations=5
 
-test-quick: lint test-triton-quick test-parts ## everything but the recipe runs
+test-quick: lint recipes test-triton-quick test-parts ## everything but the recipe runs
 
 # Recipe runs stay in one process: they share a trained model, and start processes of their own.
 BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5

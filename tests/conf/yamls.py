@@ -4,8 +4,9 @@ import yaml
 
 from espnet_bimamba.cli.conf import shipped
 
-#: Tokens of each recipe: ``nbpe`` of its stock run.sh; 3000 English and 2622 Mandarin ones and 4
-#: more in SEAME's. The paper does not print ASRU's, and its counts allow 6920 to 6922.
+#: Tokens of each recipe: what its stock run.sh asks for (test_vocabularies.py), with SEAME's
+#: Mandarin characters as many as it expects. ESPnet has none for ASRU; the paper does not print
+#: the number, and its counts allow 6920 to 6922.
 TOKENS = {"librispeech_100": 5000, "librispeech": 5000, "seame": 5626, "asru": 6921, "an4": 30}
 
 FILES = {file.name: file for file in shipped.shipped() if file.path.parent.name in TOKENS}
