@@ -11,7 +11,8 @@ from tests.conf.yamls import FILES, TOKENS, TRAININGS
 
 DOC = Path(__file__).parents[2] / "docs" / "paper.md"
 COMMAND = re.compile(
-    r"`egs/(\w+)/asr1/run\.sh --model (\w+)( --asr_args \"--encoder_conf residual=false\")?`"
+    r"`egs/(\w+)/asr1/(?:run\.sh --model|seeds\.sh --models) (\w+)"
+    r"( --asr_args \"--encoder_conf residual=false\")?`"
 )
 CELLS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -59,6 +60,20 @@ def test_a_stock_row_names_a_file_of_that_size(cells, tree):
     count = arithmetic.parameters(yaml.safe_load(file.read_text()), TOKENS[corpus])
     assert ours == f"{count / 1e6:.2f}"
     assert papers in (ours, "-")
+
+
+@pytest.mark.parametrize("cells", ROWS, ids=lambda cells: f"{cells[0]}-{cells[1]}")
+def test_a_command_gives_what_its_row_prints(cells):
+    """A mean and a variance are of several seeds."""
+    program = cells[5].partition(" ")[0].rpartition("/")[2]
+    assert program == ("seeds.sh" if "T21" in cells[0] else "run.sh")
+    assert (DOC.parents[1] / cells[5].strip("`").partition(" ")[0]).is_file()
+
+
+def test_of_every_recipe_the_document_says_where_its_corpus_is_named():
+    [header] = [n for n, cells in enumerate(CELLS) if cells == ["recipe", "`--corpus`"]]
+    told = {name for cells in CELLS[header + 1 : header + 5] for name in cells[0].split(", ")}
+    assert told == {f"`{COMMAND.fullmatch(cells[5])[1]}`" for cells in ROWS}
 
 
 def test_every_table_of_recognition_is_there():
