@@ -8,6 +8,7 @@ import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
 
+from espnet_bimamba.cli.conf.shipped import shipped
 from espnet_bimamba.registry import ENCODERS
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -50,6 +51,8 @@ def test_it_has_as_many_parameters_as_it_says(name):
 @pytest.mark.parametrize("name", LARGE)
 def test_only_the_encoder_differs_from_stock(name):
     ours, theirs = load(name), stock(name.partition("/")[0])
+    file = next(file for file in shipped() if file.path == CONF / name)
+    assert file.stock == f"egs3/{STOCK['librispeech_100']}"
     for key in ("encoder", "encoder_conf"):
         assert ours["model"].pop(key) != theirs["model"].pop(key)
     # Stock's E-Branchformer names a default of the decoder that its Conformer does not.

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from espnet_bimamba import recipes
 from espnet_bimamba.cli.conf.files import difference, read, write_whole
-from espnet_bimamba.cli.conf.shipped import Shipped, find, settings, shipped, stock_text
+from espnet_bimamba.cli.conf.shipped import (
+    Shipped,
+    find,
+    in_the_tree,
+    settings,
+    shipped,
+    stock_text,
+)
 from espnet_bimamba.errors import ConfigError, OptionError
 
 NAME_HELP = "as `conf list` prints it"
@@ -22,6 +29,7 @@ SHOW = """\
 examples:
   espnet-bimamba conf show librispeech_100/conextbimamba
   espnet-bimamba conf show librispeech/decode_asr
+  espnet-bimamba conf show librispeech_100/espnet3/conextbimamba
 """
 DIFF = """\
 examples:
@@ -122,9 +130,9 @@ def run_diff(args: argparse.Namespace) -> int:
         raise ConfigError(file.path, "follows no stock YAML: there is nothing to compare it with")
     tree = recipes.prepare(args.cache)
     stock = settings(stock_text(tree, file.stock, file.stock_encoder))
-    name = f"egs2/{file.stock}"
+    name = in_the_tree(file.stock)
     if file.stock_encoder is not None:
-        name += f" with the encoder of egs2/{file.stock_encoder}"
+        name += f" with the encoder of {in_the_tree(file.stock_encoder)}"
     lines = difference(stock, settings(read(file.path)), name, str(file.path))
     sys.stdout.writelines(lines)
     if not lines:
@@ -150,7 +158,7 @@ def run_copy(args: argparse.Namespace) -> int:
 
 
 def _recipe(file: Shipped) -> str:
-    return file.path.parent.name
+    return file.name.partition("/")[0]
 
 
 def _json(files: list[Shipped]) -> str:

@@ -21,8 +21,10 @@ import yaml
 from espnet_bimamba.cli.conf.files import items, read
 from espnet_bimamba.errors import ConfigError, OptionError
 
-PREFIXES = ("train_asr_", "train_enh_")
-ENCODER = re.compile(r"^encoder: (\w+)$", re.MULTILINE)
+#: What a training YAML's name begins with, the ESPnet2 and the ESPnet3 way.
+PREFIXES = ("train_asr_", "train_enh_", "training_")
+#: An ESPnet3 YAML has it below ``model:``.
+ENCODER = re.compile(r"^(?:  )?encoder: (\w+)$", re.MULTILINE)
 SEPARATOR = re.compile(r"^separator: (\w+)$", re.MULTILINE)
 PAPER = re.compile(r"^# Paper: (.+)$", re.MULTILINE)
 STOCK = re.compile(r"^# Stock: ([^\s;]+)(?:; encoder: (\S+))?$", re.MULTILINE)
@@ -36,12 +38,14 @@ class Shipped:
     """One YAML of the package.
 
     Attributes:
-        name: ``recipe/model`` of a training YAML, ``recipe/decode_asr`` of a decoding one.
+        name: ``recipe/model`` of a training YAML, ``recipe/decode_asr`` of a decoding one;
+            ``recipe/espnet3/model`` and ``recipe/espnet3/inference`` of ESPnet3's.
         path: The file.
         encoder: The encoder that it names, of speech enhancement the separator; None in a decoding
             YAML.
         paper: Table and row; None in a YAML that the paper has nothing to do with.
-        stock: The file of ESPnet that it follows, as a path in ``egs2``; None if it follows none.
+        stock: The file of ESPnet that it follows, as a path in ``egs2``, or one that begins with
+            ``egs3``; None if it follows none.
         stock_encoder: The file of ESPnet whose encoder it follows instead of that of ``stock``.
         parameters: Of the model, in millions.
         paper_parameters: What the paper prints, in millions.
@@ -71,20 +75,27 @@ def folder() -> Path:
 
 
 def shipped() -> list[Shipped]:
-    """Return all training and decoding YAMLs, a recipe's training YAMLs first."""
+    """Return all YAMLs: of a recipe the training YAMLs first, ESPnet3's last."""
     root = folder()
-    patterns = [*(f"{prefix}*" for prefix in PREFIXES), "decode_*"]
-    files = [describe(p) for pattern in patterns for p in sorted(root.glob(f"*/{pattern}.yaml"))]
-    return sorted(files, key=lambda file: file.path.parent.name)
+
+    def order(path: Path) -> tuple[Path, bool]:
+        return path.relative_to(root).parent, not path.name.startswith(PREFIXES)
+
+    return [describe(path, root) for path in sorted(sorted(root.rglob("*.yaml")), key=order)]
 
 
-def describe(path: Path) -> Shipped:
-    """Return what a YAML says of itself, read line by line: parsing all of them takes a second."""
+def describe(path: Path, root: Path) -> Shipped:
+    """Return what a YAML says of itself, read line by line: parsing all of them takes a second.
+
+    Args:
+        path: The YAML.
+        root: The folder of all of them.
+    """
     text = read(path)
     paper, stock, parameters = (line.search(text) for line in (PAPER, STOCK, PARAMETERS))
     encoder = SEPARATOR.search(text) or ENCODER.search(text)
     return Shipped(
-        name=f"{path.parent.name}/{_model(path)}",
+        name=path.relative_to(root).with_name(_model(path)).as_posix(),
         path=path,
         encoder=encoder[1] if encoder else None,
         paper=paper[1] if paper else None,
@@ -96,10 +107,8 @@ def describe(path: Path) -> Shipped:
 
 
 def _model(path: Path) -> str:
-    for prefix in PREFIXES:
-        if path.stem.startswith(prefix):
-            return path.stem.removeprefix(prefix)
-    return path.stem
+    prefix = next((prefix for prefix in PREFIXES if path.stem.startswith(prefix)), "")
+    return path.stem.removeprefix(prefix)
 
 
 def find(name: str) -> Shipped:
@@ -116,21 +125,26 @@ def find(name: str) -> Shipped:
     raise OptionError("NAME", name, "a name that `espnet-bimamba conf list` prints", hint)
 
 
+def in_the_tree(stock: str) -> str:
+    """Return where a stock YAML lies in the recipe tree."""
+    return stock if stock.startswith("egs3/") else f"egs2/{stock}"
+
+
 def stock_text(tree: Path, stock: str, stock_encoder: str | None = None) -> str:
     """Return a stock YAML, with the encoder of another one if that is named.
 
     Args:
         tree: What :func:`espnet_bimamba.recipes.prepare` returned.
-        stock: The YAML, as a path in ``egs2``.
+        stock: The YAML, as :class:`Shipped` has it.
         stock_encoder: Likewise, the YAML whose ``encoder`` and ``encoder_conf`` it gets.
 
     Raises:
         ConfigError: The installed ESPnet has it no longer.
     """
-    text = read(tree / "egs2" / stock)
+    text = read(tree / in_the_tree(stock))
     if stock_encoder is None:
         return text
-    return _with_encoder(text, read(tree / "egs2" / stock_encoder))
+    return _with_encoder(text, read(tree / in_the_tree(stock_encoder)))
 
 
 def _with_encoder(text: str, other: str) -> str:

@@ -77,8 +77,7 @@ def test_list_names_every_yaml_of_the_package(cli):
     status, out, _ = cli("list", "--json")
     assert status == 0
     listed = {Path(file["path"]) for file in json.loads(out)}
-    kinds = ("train_asr", "train_enh", "decode")
-    assert listed == {path for kind in kinds for path in CONF.glob(f"*/{kind}_*.yaml")}
+    assert listed == set(CONF.rglob("*.yaml"))
 
 
 def test_list_prints_what_a_yaml_says_of_itself(cli, conf):
@@ -99,6 +98,48 @@ def test_of_enhancement_the_separator_is_listed(conf):
     )
     file = shipped.find("se/mamba4")
     assert (file.path, file.encoder, file.paper, file.stock) == (path, "bimamba", "Table 3", None)
+
+
+def test_espnet3_yamls_have_names_of_their_own(cli):
+    names = [line.split()[0] for line in cli("list", "librispeech_100")[1].splitlines()[2:]]
+    assert names[-4:] == [
+        "librispeech_100/decode_asr_transducer",
+        "librispeech_100/espnet3/conextbimamba",
+        "librispeech_100/espnet3/coninnbimamba",
+        "librispeech_100/espnet3/inference",
+    ]
+    file = shipped.find("librispeech_100/espnet3/conextbimamba")
+    assert file.path == CONF / "librispeech_100" / "espnet3" / "training_conextbimamba.yaml"
+    assert (file.encoder, file.parameters, file.paper_parameters) == ("conbimamba", 40.79, 41.59)
+
+
+@pytest.fixture
+def in_espnet3(conf, cache):
+    """A YAML of ESPnet3 that follows one of ESPnet's."""
+    ours = conf / "corpus" / "espnet3" / "training_model.yaml"
+    stock = cache / f"espnet-{recipes.installed_version()}" / "egs3" / "corpus" / "training.yaml"
+    for path, encoder in ((ours, "conbimamba"), (stock, "conformer")):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"# Stock: egs3/corpus/training.yaml\nmodel:\n  encoder: {encoder}\n")
+    return ours
+
+
+def test_diff_of_an_espnet3_yaml(cli, cache, in_espnet3):
+    status, out, err = cli("diff", "corpus/espnet3/model", "--cache", cache)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "--- egs3/corpus/training.yaml",
+        f"+++ {in_espnet3}",
+        "@@ -1,2 +1,2 @@",
+        " model:",
+        "-  encoder: conformer",
+        "+  encoder: conbimamba",
+    ]
+
+
+def test_copy_of_an_espnet3_yaml_keeps_espnets_kind_of_name(cli, tmp_path, in_espnet3):
+    assert cli("copy", "corpus/espnet3/model", tmp_path)[0] == 0
+    assert (tmp_path / "training_model.yaml").read_bytes() == in_espnet3.read_bytes()
 
 
 def test_list_prints_json(cli, conf):
