@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ examples:
 """
 COPY = """\
 examples:
-  espnet-bimamba conf copy seame/conextbimamba conf/tuning
+  espnet-bimamba conf copy seame/conextbimamba conf/tuning/
   espnet-bimamba conf copy seame/conextbimamba conf/train_asr.yaml --force
 """
 
@@ -91,7 +92,11 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help=NAME_HELP)
-    parser.add_argument("destination", type=Path, metavar="DEST", help="a file or a folder")
+    parser.add_argument(
+        "destination",
+        metavar="DEST",
+        help="a .yaml file, or a folder; with a slash at its end it is made if need be",
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.set_defaults(run=run_copy)
 
@@ -145,16 +150,34 @@ def run_copy(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: The file is there already, or cannot be written.
+        OptionError: The destination is neither.
     """
     file = find(args.name)
-    target = args.destination
-    if target.is_dir():
-        target /= file.path.name
+    target = _target(args.destination, file.path.name)
     if target.exists() and not args.force:
         raise ConfigError(target, "is there already: give --force to replace it")
     write_whole(target, read(file.path))
     print(target)
     return 0
+
+
+def _target(destination: str, name: str) -> Path:
+    path = Path(destination)
+    if destination.endswith(("/", os.sep)):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(path, f"is no folder: {error.strerror}") from error
+    if path.is_dir():
+        return path / name
+    if path.suffix not in (".yaml", ".yml"):
+        raise OptionError(
+            "DEST",
+            destination,
+            "a folder that is there, one that shall be made, with a slash at its end, or a file "
+            "with .yaml at its end",
+        )
+    return path
 
 
 def _recipe(file: Shipped) -> str:

@@ -276,6 +276,31 @@ def test_copy_to_a_file(cli, tmp_path):
     assert (tmp_path / "mine.yaml").read_bytes() == OURS.read_bytes()
 
 
+def test_copy_to_a_name_that_is_no_yaml_s_is_refused(cli, tmp_path):
+    status, out, err = cli("copy", "librispeech_100/conextbimamba", tmp_path / "tuning")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"espnet-bimamba: DEST='{tmp_path}/tuning' is not possible: allowed is a folder that is "
+        "there, one that shall be made, with a slash at its end, or a file with .yaml at its end.\n"
+    )
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_copy_makes_the_folder_that_a_slash_names(cli, tmp_path):
+    target = tmp_path / "conf" / "tuning" / OURS.name
+    assert cli("copy", "librispeech_100/conextbimamba", f"{tmp_path}/conf/tuning/") == (
+        0,
+        f"{target}\n",
+        "",
+    )
+    assert target.read_bytes() == OURS.read_bytes()
+    (tmp_path / "file").write_text("precious\n")
+    status, _, err = cli("copy", "librispeech_100/conextbimamba", f"{tmp_path}/file/")
+    assert status == 2
+    assert f"{tmp_path}/file: is no folder: File exists" in err
+    assert (tmp_path / "file").read_text() == "precious\n"
+
+
 def test_copy_replaces_a_file_only_when_told(cli, tmp_path):
     target = tmp_path / "mine.yaml"
     target.write_text("precious\n")
