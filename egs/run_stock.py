@@ -9,6 +9,7 @@ begin with ``--stage 10`` for the others.
 """
 
 import argparse
+import importlib.util
 import itertools
 import os
 import shlex
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.chdir(work)
         given = ["--asr_config", config, "--inference_asr_model", _best_model(Path(config))]
         given += [*stock.options, *_decoding(args.recipe, stock, model, options), *options]
+        _warn_of_transducer(given)
         rest = stock.before(work, given) if stock.before else given
     except BiMambaError as error:
         print(f"{args.recipe}: {error}", file=sys.stderr)
@@ -149,6 +151,22 @@ def _best_model(config: Path) -> str:
         return USUAL_MODEL
     part, measure = criteria[0][:2]
     return f"{part}.{measure}.ave.pth"
+
+
+def _warn_of_transducer(options: list[str]) -> None:
+    """Says what the model will be built with, which ESPnet asks for after all data are prepared."""
+    config = Path(_value(options, "--asr_config") or "")
+    training = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    of_espnet = (training.get("model_conf") or {}).get("transducer_multi_blank_durations")
+    if training.get("decoder") != "transducer" or of_espnet:
+        return
+    if importlib.util.find_spec("warprnnt_pytorch") is None:
+        print(
+            "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: the "
+            "transducer's loss. It is no package of pip's: bash "
+            "installers/install_warp-transducer.sh in tools/ of the working copy builds it.",
+            file=sys.stderr,
+        )
 
 
 def _decoding(recipe: str, stock: Stock, model: str, options: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The thin runners, with a stock run.sh that prints what it was called with."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -167,6 +168,41 @@ def test_a_decoding_yaml_is_for_models_with_its_ending(run, tmp_path, monkeypatc
     assert options["--inference_config"] == str(conf / "decode_asr_ctc.yaml")
     options = run("librispeech_100", "--model", "x").options
     assert options["--inference_config"] == str(conf / "decode_asr.yaml")
+
+
+def hide(monkeypatch, module):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        run_stock.importlib.util, "find_spec", lambda name: None if name == module else found(name)
+    )
+
+
+def test_a_transducer_without_its_loss_is_warned_of_before_anything_runs(
+    run, monkeypatch, tmp_path
+):
+    hide(monkeypatch, "warprnnt_pytorch")
+    done = run("librispeech_100", "--model", "conextbimamba_transducer")
+    assert done.options, "it may be data that is prepared here"
+    assert (
+        "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: the "
+        "transducer's loss. It is no package of pip's: bash installers/install_warp-transducer.sh "
+        "in tools/ of the working copy builds it.\n"
+    ) in done.err
+    mine = tmp_path / "mine.yaml"
+    for text in (
+        "decoder: transformer\n",
+        # ESPnet has this loss itself.
+        "decoder: transducer\nmodel_conf:\n    transducer_multi_blank_durations: [2]\n",
+    ):
+        mine.write_text(text)
+        given = ("--model", "conextbimamba_transducer", "--asr_config", str(mine))
+        assert "warprnnt_pytorch" not in run("librispeech_100", *given).err
+
+
+def test_with_the_transducers_loss_there_is_nothing_to_warn_of(run, monkeypatch, tmp_path):
+    (tmp_path / "warprnnt_pytorch.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "warprnnt" not in run("librispeech_100", "--model", "conextbimamba_transducer").err
 
 
 def test_a_language_model_brings_back_espnets_decoding(run):
