@@ -173,14 +173,39 @@ def test_the_table_holds_mean_and_deviation_over_the_seeds(figure3):
     assert lines[2] == "| row | 16 | 97 | 95.0 ± 7.1 | 50.0 ± 0.0 | 63.0 ± 2.8 |"
 
 
+def test_gains_are_differences_of_the_same_seed_in_points(figure3):
+    accuracies = {
+        "BiMamba": (0.9, 0.8),
+        "BiMamba + FFN": (0.95, 0.799),
+        "BiMamba, as large": (0.95, 0.799),
+        "2 BiMamba, as large": (1.0, 0.79904),
+    }
+    found = [
+        figure3.Outcome(row, boundary, seed, 1.0, accuracy)
+        for row, both in accuracies.items()
+        for boundary in figure3.BOUNDARIES
+        for seed, accuracy in enumerate(both)
+    ]
+    lines = figure3.gains(found).splitlines()
+    assert lines[0] == "| BiMamba + FFN against | blobs | spirals | checkerboard |"
+    assert lines[2].startswith("| BiMamba | +5.0, -0.1 (mean +2.5) |")
+    assert lines[3].startswith("| BiMamba, as large | 0.0, 0.0 (mean 0.0) |")
+    assert lines[4].startswith("| 2 BiMamba, as large | -5.0, 0.0 (mean -2.5) |")
+
+
 def test_the_program_writes_table_outcomes_and_pictures(figure3, tmp_path, monkeypatch, capsys):
-    few = {row: figure3.rows()[row] for row in figure3.DRAWN[:2]}
+    drawn = ("BiMamba", "BiMamba + FFN")
+    few = {row: figure3.rows()[row] for row in drawn}
     monkeypatch.setattr(figure3, "rows", lambda _: few)
-    monkeypatch.setattr(figure3, "DRAWN", tuple(few))
+    monkeypatch.setattr(figure3, "DRAWN", drawn)
+    monkeypatch.setattr(figure3, "WITHOUT_FFN", ("BiMamba",))
     options = ["--seeds", "1", "--updates", "2", "--processes", "1", "--out", str(tmp_path)]
     assert figure3.main(options) == 0
     table = (tmp_path / "table.md").read_text()
-    assert table in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert table in printed
+    assert "\n| BiMamba + FFN against | blobs | spirals | checkerboard |\n" in table
+    assert printed.endswith(" s of CPU time\n")
     written = json.loads((tmp_path / "outcomes.json").read_text())
     assert written["training"] == {
         "points": 1000,
