@@ -1,6 +1,6 @@
 """Transducer and CTC models: small ones of the shipped YAMLs learn two utterances of mini_an4.
 
-What they hear then is what was said. test_ctc.py runs one through ESPnet's recipe.
+What they hear then is what was said. ``test_ctc.py`` runs one through a recipe.
 """
 
 import io
