@@ -40,12 +40,12 @@ known-options:
 demo: known-options recipes ## train and try an encoder on real speech in a stock recipe
 	@$(PY) egs/mini_an4/demo.py --encoder '$(ENCODER)' --espnet '$(ESPNET)'
 
+# Recipe runs that share a trained model are one group, and one process (tests/recipes/conftest.py).
 test: lint recipes test-triton test-parts ## everything, recipe runs included
-	@$(PY) -m pytest -m recipe --durations=5
+	@$(PY) -m pytest -m recipe -n $(JOBS) --dist loadgroup --durations=5
 
 test-quick: lint recipes test-triton-quick test-parts ## everything but the recipe runs
 
-# Recipe runs stay in one process: they share a trained model, and start processes of their own.
 BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5
 
 test-parts: venv
