@@ -24,9 +24,10 @@ PARTS = {
     "ops": ops.run,
     "layers": layers.run,
     "encoders": encoders.run,
+    # Before training, after which this process keeps several GB that an hour needs.
+    "hour": encoders.run_hour,
     "training": training.run,
     "decoding": decoding.run,
-    "hour": encoders.run_hour,
 }
 
 

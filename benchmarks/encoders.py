@@ -54,7 +54,7 @@ class Sizes:
     repeated: tuple[float, ...]
     longer: tuple[float, ...] = ()
     longest: float = math.inf
-    seconds: float = 20.0
+    seconds: float = 15.0
     chosen_at: float = 30
     hour: tuple[float, ...] = (60, 3600, 60)
 

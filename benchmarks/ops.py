@@ -47,7 +47,7 @@ class Sizes:
     threads: tuple[Shape, ...]
     default_malloc: Shape | None = None
     memory: bool = True
-    seconds: float = 12.0
+    seconds: float = 8.0
 
 
 _FORWARD = (Shape(1, 250), Shape(1, 1000), Shape(1, 4000))

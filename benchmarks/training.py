@@ -43,7 +43,7 @@ class Sizes:
     batch: int = 8
     # LibriSpeech-100's stock configuration
     tokens: int = 5000
-    seconds: float = 30.0
+    seconds: float = 20.0
     memory: bool = True
 
 
