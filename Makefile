@@ -14,7 +14,7 @@ CODE := espnet_bimamba tests egs benchmarks
 export PYTHON
 
 .PHONY: help venv recipes known-options demo test test-quick test-parts test-triton
-.PHONY: test-triton-quick lint bench-extra bench bench-quick clean
+.PHONY: test-triton-quick test-trained test-untrained lint bench-extra bench bench-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,9 +40,8 @@ known-options:
 demo: known-options recipes ## train and try an encoder on real speech in a stock recipe
 	@$(PY) egs/mini_an4/demo.py --encoder '$(ENCODER)' --espnet '$(ESPNET)'
 
-# Recipe runs that share a trained model are one group, and one process (tests/recipes/conftest.py).
 test: lint recipes test-triton test-parts ## everything, recipe runs included
-	@$(PY) -m pytest -m recipe -n $(JOBS) --dist loadgroup --durations=5
+	@$(MAKE) --no-print-directory --keep-going --output-sync=target -j $(JOBS) test-trained test-untrained
 
 test-quick: lint recipes test-triton-quick test-parts ## everything but the recipe runs
 
@@ -50,6 +49,13 @@ BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5
 
 test-parts: venv
 	@$(PY) -m pytest -m "not recipe" $(BESIDE_EACH_OTHER)
+
+# Recipe runs are two processes: those that share a trained model, and all others.
+test-trained: venv
+	@$(PY) -m pytest -m "recipe and trained" --durations=5
+
+test-untrained: venv
+	@$(PY) -m pytest -m "recipe and not trained" --durations=5
 
 # Triton reads the variable when a kernel is declared: a process interprets all kernels or none.
 INTERPRETED := TRITON_INTERPRET=1 ESPNET_BIMAMBA_TEST_BACKENDS=triton \
