@@ -53,6 +53,7 @@ def own_runner(recipe: str, folder: Path, asr: str) -> Callable[..., subprocess.
     """
     for part in (f"egs/{recipe}", f"conf/{recipe}"):
         shutil.copytree(HOME / part, folder / part)
+    shutil.copy(HOME / "egs/options.sh", folder / "egs")
     version = recipes.installed_version()
     files = FILES | {"egs2/TEMPLATE/asr1/asr.sh": f"#!/bin/bash\n{asr}"}
     write_sdist(folder / ".cache" / f"espnet-{version}.tar.gz", files, f"espnet-{version}")

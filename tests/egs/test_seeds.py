@@ -186,7 +186,7 @@ def seeds(tmp_path):
     (egs / "fake" / "asr1" / "run.sh").write_text(FAKE_RUNNER)
     (egs / "fake" / "asr1" / "run.sh").chmod(0o755)
     (egs / "an4" / "asr1").mkdir(parents=True)
-    for file in ("an4/asr1/seeds.sh", "an4/gather.py"):
+    for file in ("options.sh", "an4/asr1/seeds.sh", "an4/gather.py"):
         (egs / file).symlink_to(HOME / "egs" / file)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sclite").write_text("")

@@ -13,6 +13,7 @@
 set -euo pipefail
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+. "${home}/egs/options.sh"
 recipe=an4
 models="conformer conextbimamba"
 seeds="2048 233 666 1024 3407"
@@ -20,17 +21,8 @@ work=
 asr_args=
 given=()
 
-refuse() {
-    echo "$1" >&2
-    exit 2
-}
-
 while [ $# -gt 0 ]; do
-    if [ "$1" = --help ] || [ "$1" = -h ]; then
-        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-        exit
-    fi
-    [ $# -gt 1 ] || refuse "option '$1' needs a value"
+    help_or_value "$@"
     case $1 in
         --recipe) recipe=$2 ;;
         --models) models=$2 ;;

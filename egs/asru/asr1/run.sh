@@ -9,6 +9,7 @@
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+. "${here}/../../options.sh"
 home=$(cd "${here}/../../.." && pwd)
 configs=${home}/conf/asru
 
@@ -21,21 +22,8 @@ stage=1
 stop_stage=10000
 options=()
 
-refuse() {
-    echo "$1" >&2
-    exit 2
-}
-
-number() {
-    [[ $2 =~ ^[0-9]+$ ]] || refuse "option $1: '$2' is no number"
-}
-
 while [ $# -gt 0 ]; do
-    if [ "$1" = --help ] || [ "$1" = -h ]; then
-        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-        exit
-    fi
-    [ $# -gt 1 ] || refuse "option '$1' needs a value"
+    help_or_value "$@"
     case $1 in
         --model) model=$2 ;;
         --corpus) corpus=$2 ;;
@@ -49,15 +37,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-if [ -z "${asr_config}" ]; then
-    asr_config=${configs}/train_asr_${model}.yaml
-    if [ ! -f "${asr_config}" ]; then
-        echo "no model '${model}' here; there are:" >&2
-        find "${home}/conf" -path "${configs}/train_asr_*.yaml" | sort \
-            | sed 's/.*train_asr_\(.*\)\.yaml$/  \1/' >&2
-        exit 2
-    fi
-fi
+[ -n "${asr_config}" ] || asr_config=$(training_yaml "${configs}" "${model}")
 
 [ -z "${corpus}" ] || ASRU=$(readlink -m "${corpus}")
 export ASRU=${ASRU:-}

@@ -8,7 +8,8 @@
 # up. `./asr.sh --help` in that copy lists ESPnet's options.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+. "${here}/../../options.sh"
 home=$(cd "${here}/../../.." && pwd)
 configs=${home}/conf/so762
 
@@ -21,21 +22,8 @@ stop_stage=12 # ../results.py scores: it needs no sclite
 asr_args=
 options=()
 
-refuse() {
-    echo "$1" >&2
-    exit 2
-}
-
-number() {
-    [[ $2 =~ ^[0-9]+$ ]] || refuse "option $1: '$2' is no number"
-}
-
 while [ $# -gt 0 ]; do
-    if [ "$1" = --help ] || [ "$1" = -h ]; then
-        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-        exit
-    fi
-    [ $# -gt 1 ] || refuse "option '$1' needs a value"
+    help_or_value "$@"
     case $1 in
         --model) model=$2 ;;
         --seed) number "$@" && seed=$2 ;;
@@ -49,12 +37,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-config=${configs}/train_asr_${model}.yaml
-if [ ! -f "${config}" ]; then
-    echo "no model '${model}' here; there are:" >&2
-    (cd "${configs}" && printf '%s\n' train_asr_*.yaml) | sed 's/^train_asr_\(.*\)\.yaml$/  \1/' >&2
-    exit 2
-fi
+config=$(training_yaml "${configs}" "${model}")
 
 # Read by local/data.sh: as an option of it, a path with spaces would fall apart in asr.sh.
 [ -z "${corpus}" ] || corpus=$(readlink -m "${corpus}")

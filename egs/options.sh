@@ -1,0 +1,29 @@
+# Sourced by the programs here that are in Bash: how they read their options and refuse them.
+
+refuse() { # message
+    echo "$1" >&2
+    exit 2
+}
+
+number() { # option, value
+    [[ $2 =~ ^[0-9]+$ ]] || refuse "option $1: '$2' is no number"
+}
+
+# Prints the comment at the top of the program, up to its `set`, if the option asks for help; else
+# sees to it that a value follows.
+help_or_value() { # what is left of the command line
+    if [ "$1" = --help ] || [ "$1" = -h ]; then
+        sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+        exit
+    fi
+    [ $# -gt 1 ] || refuse "option '$1' needs a value"
+}
+
+training_yaml() { # folder, model
+    local names yaml=$1/train_asr_$2.yaml
+    if [ ! -f "${yaml}" ]; then
+        names=$(cd "$1" && printf '%s\n' train_asr_*.yaml | sed 's/^train_asr_\(.*\)\.yaml$/  \1/')
+        refuse "no model '$2' here; there are:"$'\n'"${names}"
+    fi
+    echo "${yaml}"
+}
