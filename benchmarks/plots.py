@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.encoders import FLOOR
 from benchmarks.models import ENCODERS
 from benchmarks.results import Measurement, Results, ratio
+from espnet_bimamba.files import save_figure
 
 #: Ours are drawn solid, peers dashed, floors dotted.
 _COLORS = {
@@ -84,7 +85,7 @@ def _lines(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    return _save(figure, stem)
+    return save_figure(figure, stem, dpi=150)
 
 
 def _speedups(results: Results) -> dict[str, float]:
@@ -121,15 +122,4 @@ def _bars(stem: Path, speedups: dict[str, float]) -> list[Path]:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.margins(x=0.15)
     axes.set_title("How many times faster than its peer")
-    return _save(figure, stem)
-
-
-def _save(figure: Any, stem: Path) -> list[Path]:
-    from matplotlib import pyplot as plt
-
-    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        # No date inside: the same figures give the same file.
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    plt.close(figure)
-    return files
+    return save_figure(figure, stem, dpi=150)

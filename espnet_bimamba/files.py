@@ -1,10 +1,19 @@
-"""Files that are there whole or not at all; nothing here knows what is in them."""
+"""Where files go, and that they are there whole or not at all; not what is in them."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def user_cache() -> Path:
+    """Returns the folder of what a user's clones share: ``~/.cache/espnet-bimamba``.
+
+    Compiled kernels and stock recipes lie there. ``XDG_CACHE_HOME`` is obeyed.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "espnet-bimamba"
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from espnet_bimamba.errors import RecipeError
-from espnet_bimamba.files import draft_of, write_whole
+from espnet_bimamba.files import draft_of, user_cache, write_whole
 
 #: What is unpacked. ESPnet's Python packages stay out: beside the installed ones they would
 #: shadow them for whoever starts Python in the tree.
@@ -92,15 +92,6 @@ def installed_version() -> str:
             f"no ESPnet is installed for {sys.executable}",
             "pip install '.[recipe]' in a clone of espnet-bimamba",
         ) from None
-
-
-def user_cache() -> Path:
-    """The folder for what all clones and folders of a user share: ``~/.cache/espnet-bimamba``.
-
-    ``XDG_CACHE_HOME`` is obeyed, as it is for the CPU kernels that are compiled into it.
-    """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "espnet-bimamba"
 
 
 def prepare(cache: Path, version: str | None = None) -> Path:

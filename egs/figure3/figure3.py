@@ -24,7 +24,7 @@ import torch
 from boundaries import BOUNDARIES, HALF_WIDTH, Points
 from classifiers import Classifier, Design, Training, accuracy, parameters, trained
 
-from espnet_bimamba.files import save_figure
+from espnet_bimamba.files import save_figure, write_whole
 
 TEST_POINTS = 4000
 SEEDS = 5
@@ -219,9 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     outcomes = [result for result, _ in done]
     args.out.mkdir(parents=True, exist_ok=True)
     text = f"{table(outcomes, designs)}\n\n{gains(outcomes)}"
-    (args.out / "table.md").write_text(text + "\n")
+    write_whole(args.out / "table.md", text + "\n")
     written = {"training": asdict(training), "outcomes": [asdict(o) for o in outcomes]}
-    (args.out / "outcomes.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_whole(args.out / "outcomes.json", json.dumps(written, indent=1) + "\n")
     grids = {(o.row, o.boundary): grid for o, grid in done if grid is not None}
     files = draw(outcomes, grids, training, args.out / "figure3")
     used = f"{time.perf_counter() - start:.0f} s, {_cpu_seconds():.0f} s of CPU time"

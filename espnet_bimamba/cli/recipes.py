@@ -10,6 +10,7 @@ from pathlib import Path
 
 from espnet_bimamba import recipes
 from espnet_bimamba.errors import RecipeError
+from espnet_bimamba.files import user_cache
 
 #: Package of each program in Debian and Ubuntu, and how users of conda come by it: as ESPnet's
 #: ``tools/Makefile`` gets flac, sox and sclite.
@@ -197,7 +198,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action.add_argument(
             "--cache",
             type=Path,
-            default=recipes.user_cache(),
+            default=user_cache(),
             metavar="DIR",
             help="where the recipes are kept, or espnet-VERSION.tar.gz lies (default: %(default)s)",
         )

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from espnet_bimamba.errors import ShapeError
+from espnet_bimamba.files import user_cache
 from espnet_bimamba.ops.cpu_team import Team, torch_fork
 
 _logger = logging.getLogger(__name__)
@@ -118,8 +119,7 @@ def _told_meanwhile(name: str) -> Iterator[None]:
 
 
 def _own_cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return folder / "espnet-bimamba" / _fingerprint()
+    return user_cache() / _fingerprint()
 
 
 def _check_writable(folder: Path) -> None:

@@ -124,8 +124,7 @@ class SqrtHannStft(Stft):
 
     def _window(self, like: Tensor) -> Tensor:
         window = sqrt_hann_window(self.win_length, dtype=like.dtype, device=like.device)
-        left = (self.n_fft - self.win_length) // 2
-        return F.pad(window, (left, self.n_fft - self.win_length - left))
+        return _centred(window, self.n_fft)
 
     def _waves(self, spectra: Tensor) -> Tensor:
         norm = "ortho" if self.normalized else "backward"
@@ -140,6 +139,12 @@ class SqrtHannStft(Stft):
             frames.transpose(1, 2), (1, samples), (1, self.n_fft), stride=(1, self.hop_length)
         )
         return added[:, 0, 0]
+
+
+def _centred(frame: Tensor, n_fft: int) -> Tensor:
+    """Fill ``(..., win_length)`` up with zeros at both ends."""
+    missing = n_fft - frame.shape[-1]
+    return F.pad(frame, (missing // 2, missing - missing // 2))
 
 
 def _lengths(signals: Tensor, ilens: Tensor | None) -> Tensor:
@@ -215,8 +220,7 @@ class SqrtHannEncoder(_SqrtHannWindow, STFTEncoder):
     def _apply_window_func(self, input: Tensor) -> Tensor:
         """Window a frame ``(batch, win_length)``, for streaming; return ``(batch, n_fft)``."""
         window = sqrt_hann_window(self.win_length, dtype=input.dtype, device=input.device)
-        left = (self.n_fft - self.win_length) // 2
-        return F.pad(input * window, (left, self.n_fft - self.win_length - left))
+        return _centred(input * window, self.n_fft)
 
 
 class SqrtHannDecoder(_SqrtHannWindow, STFTDecoder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from espnet_bimamba import recipes
+from espnet_bimamba import files, recipes
 from espnet_bimamba.cli import main
 from espnet_bimamba.cli import recipes as command
 from tests.egs.programs import HOME
@@ -164,7 +164,7 @@ def test_recipes_are_kept_where_all_folders_of_a_user_find_them(tmp_path, monkey
     monkeypatch.setattr(recipes, "installed_version", lambda: VERSION)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert recipes.user_cache() == tmp_path / ".cache" / "espnet-bimamba"
+    assert files.user_cache() == tmp_path / ".cache" / "espnet-bimamba"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     cache = tmp_path / "caches" / "espnet-bimamba"
     write_sdist(cache / f"espnet-{VERSION}.tar.gz", FILES | LIBRISPEECH)

@@ -18,6 +18,7 @@ from espnet_bimamba.cli.conf.shipped import (
     stock_text,
 )
 from espnet_bimamba.errors import ConfigError, OptionError
+from espnet_bimamba.files import user_cache
 
 NAME_HELP = "as `conf list` prints it"
 LIST = """\
@@ -79,7 +80,7 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--cache",
         type=Path,
-        default=recipes.user_cache(),
+        default=user_cache(),
         metavar="FOLDER",
         help="where ESPnet's stock recipes lie or go (default: %(default)s)",
     )
