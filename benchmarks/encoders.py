@@ -20,8 +20,8 @@ from benchmarks.products import products_of
 from benchmarks.results import Bar, Measurement, Results, ratio, ratio_bar
 from benchmarks.timing import (
     Settings,
+    apart,
     available_memory,
-    in_fresh_process,
     interleaved,
     peak_memory,
     precision,
@@ -83,10 +83,18 @@ def run(settings: Settings) -> list[Measurement]:
             for subject in sizes.subjects:
                 walks += _walk(settings, sizes, subject, kind, options.get(subject, {}))
         results += walks
+        models = {
+            subject: encoder(subject, settings, **options.get(subject, {})).build()
+            for subject in sizes.subjects
+        }
         for batch in _batches(settings):
             for duration in sizes.repeated:
-                calls = [s for s in sizes.subjects if not _left_out(walks, s, duration)]
-                results += _rounds(settings, sizes, calls, duration, batch, kind, options)
+                taking_part = {
+                    subject: model.to(settings.device)
+                    for subject, model in models.items()
+                    if not _left_out(walks, subject, duration)
+                }
+                results += _rounds(settings, sizes, taking_part, duration, batch, kind)
     return results
 
 
@@ -266,17 +274,15 @@ def _fastest_settings(
 def _rounds(
     settings: Settings,
     sizes: Sizes,
-    subjects: list[str],
+    models: dict[str, nn.Module],
     seconds: float,
     batch: int,
     kind: str,
-    options: dict[str, dict[str, Any]],
 ) -> list[Measurement]:
     inputs = features(seconds, batch, settings.device)
-    calls = {}
-    for subject in subjects:
-        model = encoder(subject, settings, **options.get(subject, {})).build().to(settings.device)
-        calls[subject] = forward(model, inputs, kind, settings.device)
+    calls: dict[str, Callable[[], object]] = {
+        subject: forward(model, inputs, kind, settings.device) for subject, model in models.items()
+    }
     if _FLOOR_OF in calls and settings.scale != "quick":
         calls[FLOOR] = products_of(calls[_FLOOR_OF])
     samples = interleaved(calls, settings, sizes.seconds)
@@ -322,7 +328,7 @@ def _walk_over(
     all others.
     """
     order = {"subject": subject, "lengths": lengths, "kind": kind, "options": options}
-    told = in_fresh_process("benchmarks.encoders:walk", settings, **order)
+    told = apart("benchmarks.encoders:walk", settings, **order)
     units = {"s": "seconds", "bytes": "above", "total bytes": "total"}
     longest = max(lengths)
     if failed := told.get("failed", ""):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.results import Bar, Measurement, Results, ratio_bar
-from benchmarks.timing import Settings, in_fresh_process, interleaved, peak_memory
+from benchmarks.timing import Settings, apart, in_fresh_process, interleaved, peak_memory
 from espnet_bimamba.ops import selective_scan
 from espnet_bimamba.ops.backends import BACKENDS, Call, choose
 
@@ -334,7 +334,7 @@ def _memory(shape: Shape, settings: Settings) -> list[Measurement]:
     subjects = ["ours", "loop"] + ([] if peers.mambapy_missing() else ["mambapy"])
     for name in subjects:
         order = {"subject": name, "batch": shape.batch, "length": shape.length, "dim": shape.dim}
-        told = in_fresh_process("benchmarks.ops:memory", settings, **order)
+        told = apart("benchmarks.ops:memory", settings, **order)
         size = shape.size("float32", tensors=told.get("tensors"))
         samples = [told["peak"]] if "peak" in told else []
         note = told.get("failed", "")

@@ -4,7 +4,7 @@ import argparse
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from benchmarks.models import (
     fastest_attention,
 )
 from benchmarks.results import Bar, Measurement, Results, ratio_bar
-from benchmarks.timing import Settings, in_fresh_process, interleaved, peak_memory, precision
+from benchmarks.timing import Settings, apart, interleaved, peak_memory, precision
 
 TOKENS_A_SECOND = 4
 
@@ -31,16 +31,14 @@ class Sizes:
 
     Attributes:
         subjects: Rows of :data:`benchmarks.models.ENCODERS`.
-        durations: Seconds of every utterance, a case each.
-        batch: Utterances.
+        cases: Utterances of a batch, and the seconds of each of them.
         tokens: Size of the vocabulary.
         seconds: Time for the rounds of one case.
         memory: Whether memory is measured.
     """
 
     subjects: tuple[str, ...] = ("conbimamba-ext", "conbimamba-inn", "conformer")
-    durations: tuple[float, ...] = (10, 15)
-    batch: int = 8
+    cases: tuple[tuple[int, float], ...] = ((8, 10), (8, 15))
     # LibriSpeech-100's stock configuration
     tokens: int = 5000
     seconds: float = 20.0
@@ -51,44 +49,51 @@ STOCK_DECODER = {"attention_heads": 4, "linear_units": 2048, "num_blocks": 6}
 TINY_DECODER = {"attention_heads": 1, "linear_units": 8, "num_blocks": 1}
 SIZES = {
     "full": Sizes(),
-    "quick": Sizes(("conbimamba-ext", "conformer"), (10,), batch=2, seconds=5, memory=False),
-    "tiny": Sizes(durations=(0.5, 1), batch=2, tokens=10),
+    "quick": Sizes(("conbimamba-ext", "conformer"), ((2, 10),), seconds=5, memory=False),
+    "tiny": Sizes(cases=((2, 0.5), (2, 1)), tokens=10),
 }
-_MORE_ON_CUDA = ("e_branchbimamba", "e_branchformer")
+_ON_CUDA = replace(
+    SIZES["full"],
+    subjects=(*SIZES["full"].subjects, "e_branchbimamba", "e_branchformer"),
+    # So few utterances do not fill a card.
+    cases=(*SIZES["full"].cases, (32, 15)),
+)
+
+
+def _sizes(settings: Settings) -> Sizes:
+    on_card = settings.device == "cuda" and settings.scale == "full"
+    return _ON_CUDA if on_card else SIZES[settings.scale]
 
 
 def run(settings: Settings) -> list[Measurement]:
     """Measure time and memory of training steps."""
-    sizes = SIZES[settings.scale]
-    subjects = sizes.subjects
-    if settings.device == "cuda" and settings.scale == "full":
-        subjects += _MORE_ON_CUDA
+    sizes = _sizes(settings)
     results: list[Measurement] = []
     for kind in settings.precisions:
-        options, choices = _fastest_settings(settings, sizes, subjects, kind)
+        options, choices = _fastest_settings(settings, sizes, kind)
         results += choices
-        for duration in sizes.durations:
-            size = _size(sizes, duration, kind)
+        for batch, seconds in sizes.cases:
+            size = _size(batch, seconds, kind)
             calls = {
-                s: training_step(s, settings, sizes.batch, duration, kind, options.get(s, {}))
-                for s in subjects
+                s: training_step(s, settings, batch, seconds, kind, options.get(s, {}))
+                for s in sizes.subjects
             }
             steps = [
                 Measurement("training", "step", subject, "s", samples, size)
                 for subject, samples in interleaved(calls, settings, sizes.seconds).items()
             ]
             results += steps
-            if duration == sizes.durations[0]:
+            if (batch, seconds) == sizes.cases[0]:
                 results += [
-                    Measurement("training parts", part, step.subject, "s", [seconds], size)
+                    Measurement("training parts", part, step.subject, "s", [taken], size)
                     for step in steps
-                    for part, seconds in parts(
+                    for part, taken in parts(
                         calls[step.subject], settings, step.median, times=1, profiles=2
                     ).items()
                 ]
             del calls
         if sizes.memory:
-            for subject in subjects:
+            for subject in sizes.subjects:
                 results += _memory(settings, subject, kind, options.get(subject, {}))
     return results
 
@@ -97,12 +102,12 @@ def _memory(
     settings: Settings, subject: str, kind: str, options: dict[str, Any]
 ) -> list[Measurement]:
     order = {"subject": subject, "kind": kind, "options": options}
-    told = in_fresh_process("benchmarks.training:memory", settings, **order)
-    sizes, note = SIZES[settings.scale], told.get("failed", "")
-    peaks = [[peak] for peak in told["peaks"]] if not note else [[] for _ in sizes.durations]
+    told = apart("benchmarks.training:memory", settings, **order)
+    cases, note = _sizes(settings).cases, told.get("failed", "")
+    peaks = [[peak] for peak in told["peaks"]] if not note else [[] for _ in cases]
     return [
-        Measurement("training", "step", subject, "bytes", peak, _size(sizes, duration, kind), note)
-        for duration, peak in zip(sizes.durations, peaks, strict=True)
+        Measurement("training", "step", subject, "bytes", peak, _size(*case, kind), note)
+        for case, peak in zip(cases, peaks, strict=True)
     ]
 
 
@@ -113,12 +118,13 @@ def bars(results: Results) -> list[Bar]:
     for peer in steps:
         batch, seconds = peer.size["batch"], peer.size["seconds"]
         what = {"s": "", "bytes": "peak memory, "}[peer.unit]
+        quantity = "time" if peer.unit == "s" else "memory"
         for subject in ("conbimamba-ext", "conbimamba-inn"):
             ours = results.select("training", "step", subject, peer.unit, **peer.size)
             if ours:
                 found.append(
                     ratio_bar(
-                        f"training-{'time' if peer.unit == 's' else 'memory'}-{subject}-{seconds}",
+                        f"training-{quantity}-{subject}-{batch}x{seconds}",
                         f"training step, {what}{batch} x {seconds} s: {subject} / conformer",
                         ours[0] if ours[0].samples else None,
                         peer if peer.samples else None,
@@ -128,20 +134,21 @@ def bars(results: Results) -> list[Bar]:
     return found
 
 
-def _size(sizes: Sizes, seconds: float, kind: str) -> dict[str, Any]:
-    return {"batch": sizes.batch, "seconds": seconds, "precision": kind}
+def _size(batch: int, seconds: float, kind: str) -> dict[str, Any]:
+    return {"batch": batch, "seconds": seconds, "precision": kind}
 
 
 def _fastest_settings(
-    settings: Settings, sizes: Sizes, subjects: tuple[str, ...], kind: str
+    settings: Settings, sizes: Sizes, kind: str
 ) -> tuple[dict[str, dict[str, Any]], list[Measurement]]:
     """Choose for each peer the attention that trains fastest, on two utterances."""
     chosen, results = {}, []
-    for subject in (s for s in subjects if not ENCODERS[s].ours):
-        step = functools.partial(training_step, subject, settings, 2, sizes.durations[0], kind)
+    seconds = sizes.cases[0][1]
+    for subject in (s for s in sizes.subjects if not ENCODERS[s].ours):
+        step = functools.partial(training_step, subject, settings, 2, seconds, kind)
         name, samples = fastest_attention(step, settings)
         chosen[subject] = ATTENTIONS[name]
-        size = {"batch": 2, "seconds": sizes.durations[0], "precision": kind}
+        size = _size(2, seconds, kind)
         results += [
             Measurement("attention in training", a, subject, "s", taken, size)
             for a, taken in samples.items()
@@ -233,16 +240,16 @@ def _batch(batch: int, seconds: float, settings: Settings) -> dict[str, torch.Te
 def memory(
     settings: Settings, subject: str, kind: str, options: dict[str, Any]
 ) -> dict[str, list[int]]:
-    """Measure in this process the peak of a first step for each of the durations.
+    """Measure in this process the peak of a first step for each of the cases.
 
     Activations, gradients and Adam's state count; parameters and the process itself do not.
     """
-    sizes = SIZES[settings.scale]
+    cases = _sizes(settings).cases
     # Compiles kernels and starts threads.
-    training_step(subject, settings, 1, sizes.durations[0], kind, options)()
+    training_step(subject, settings, 1, cases[0][1], kind, options)()
     peaks = []
-    for seconds in sizes.durations:
-        step = training_step(subject, settings, sizes.batch, seconds, kind, options)
+    for batch, seconds in cases:
+        step = training_step(subject, settings, batch, seconds, kind, options)
         peaks.append(peak_memory(step, settings.device).above)
         # Before the next model is built: it would find the memory of this one.
         del step

@@ -152,7 +152,7 @@ def _copies() -> list[str]:
     from pathlib import Path
 
     used = Path(__file__).resolve().parent
-    folders = {Path(entry).resolve() / used.name for entry in sys.path}
+    folders = {(Path(entry) / used.name).resolve() for entry in sys.path}
     others = {folder for folder in folders if (folder / "__init__.py").is_file()} - {used}
     return [str(used), *sorted(str(folder) for folder in others)]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import encoders, layers, ops, peers, timing, training
+from benchmarks import encoders, layers, ops, peers, timing
 from benchmarks.products import operations_of, products_of
 from benchmarks.results import Measurement, Results
 from benchmarks.timing import Settings, in_fresh_process, peak_memory
@@ -25,7 +25,7 @@ def in_this_process(monkeypatch):
         order = {"target": target, "settings": vars(settings), "arguments": arguments}
         return json.loads(timing.obey(json.dumps(order)))
 
-    for module in (ops, encoders, training):
+    for module in (ops, timing):
         monkeypatch.setattr(module, "in_fresh_process", call)
 
 
@@ -181,7 +181,7 @@ def test_what_is_held_to_be_linear_is_measured_beside_a_minute(monkeypatch, subj
         step = {"above": 2, "total": 3}
         return {"steps": [step | {"seconds": n + t / 10} for n, t in enumerate(lengths)]}
 
-    monkeypatch.setattr(encoders, "in_fresh_process", fresh)
+    monkeypatch.setattr(encoders, "apart", fresh)
     full = Settings()
     found = Results(encoders._walk(full, encoders.SIZES["full"], subject, "float32", {}))
     assert asked == lengths
@@ -214,7 +214,7 @@ def test_a_process_that_dies_of_the_longest_length_loses_no_other(monkeypatch):
             return {"failed": "the process was ended by signal 9"}
         return {"steps": [{"seconds": 1.0, "above": 2, "total": 3} for _ in lengths]}
 
-    monkeypatch.setattr(encoders, "in_fresh_process", fresh)
+    monkeypatch.setattr(encoders, "apart", fresh)
     found = Results(encoders._walk_over(TINY, (0.5, 1.0, 2.0), "conformer", "float32", {}))
     assert [m.samples for m in found.select("encoder", unit="bytes")] == [[2], [2], []]
     (longest,) = found.select("encoder", unit="s", seconds=2.0)
