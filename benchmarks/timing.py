@@ -30,7 +30,7 @@ SHORTEST_SAMPLE = 0.05
 # OpenMP's threads spin for some milliseconds after their work and would slow the next call.
 SETTLING = 0.01
 # Events on the card's own clock spread less than wall time does.
-ROUNDS = {"cpu": 15, "cuda": 7}
+ROUNDS = {"cpu": 15, "cuda": 5}
 PACKAGES = (
     *("torch", "numpy", "numba", "triton", "espnet", "espnet-bimamba"),
     *("mambapy", "mamba-ssm", "causal-conv1d", "flash-attn"),

@@ -83,7 +83,7 @@ def run(settings: Settings) -> list[Measurement]:
                 for subject, samples in interleaved(calls, settings, sizes.seconds).items()
             ]
             results += steps
-            if (batch, seconds) == sizes.cases[0]:
+            if (batch, seconds) == sizes.cases[0] and kind == "float32":
                 results += [
                     Measurement("training parts", part, step.subject, "s", [taken], size)
                     for step in steps

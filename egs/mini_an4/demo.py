@@ -128,7 +128,7 @@ def _report(
 ) -> int:
     from espnet_bimamba.ops import backends
 
-    scan = backends.resolve(backends.Call("selective_scan", device))
+    scan = backends.resolve(backends.Call("selective_scan", device, lengths=True))
     figures: dict[str, Any] = {
         "training": _rates(training),
         "test": _rates(test),

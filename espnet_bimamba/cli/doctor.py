@@ -192,7 +192,8 @@ def _report_choice(report: Report, operator: str, device: str) -> bool:
 
     label = f"{operator} on {device}"
     try:
-        function = resolve(Call(operator, device, d_state=16, d_conv=4))
+        # As an encoder calls it: with the lengths of a batch.
+        function = resolve(Call(operator, device, d_state=16, d_conv=4, lengths=True))
     except BiMambaError as error:
         report.row(label, str(error))
         return False

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from espnet_bimamba.errors import CheckpointError, ShapeError
+from espnet_bimamba.ops.lengths import Lengths
 
 
 class MixerAttention(nn.Module):
@@ -47,7 +48,7 @@ class MixerAttention(nn.Module):
                 f"the mask must be (batch, 1, length) = ({query.shape[0]}, 1, {query.shape[1]}), "
                 f"got shape {tuple(mask.shape)}; a mixer knows lengths only"
             )
-        return self.mixer(query, mask.squeeze(1).sum(-1))
+        return self.mixer(query, Lengths.of(mask.squeeze(1)))
 
 
 def _refuse_attention(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: Any) -> None:

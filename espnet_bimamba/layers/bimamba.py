@@ -10,12 +10,15 @@ from espnet_bimamba.layers.checks import check_mixer_options, refuse_other_kinds
 from espnet_bimamba.layers.mamba import (
     Mamba,
     SelectiveSSM,
+    for_projection,
+    frames_of,
     is_plain,
     masked_frames,
     resolve_dt_rank,
     scan_both,
 )
 from espnet_bimamba.layers.products import product_with_each, sum_of_products
+from espnet_bimamba.ops.lengths import Lengths
 
 FUSIONS = ("add", "concat")
 
@@ -85,7 +88,7 @@ class InnBiMamba(_Bidirectional):
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self.register_load_state_dict_pre_hook(refuse_other_kinds)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Mix ``x`` over time in both directions.
 
         Args:
@@ -100,13 +103,14 @@ class InnBiMamba(_Bidirectional):
             ShapeError: ``x`` has another shape.
             LengthsError: ``lengths`` does not describe the batch.
         """
-        xz = self.in_proj(masked_frames(x, self.d_model, lengths))
+        lengths = frames_of(x, self.d_model, lengths)
+        xz = self.in_proj(for_projection(self.in_proj, x, lengths))
         # Both directions in one launch need a copy of x and z for either. On the CPU that costs
         # more than a second call.
         scan = self.scan_apart if xz.device.type == "cpu" else self.scan_together
         return self.out_proj(scan(xz, lengths))
 
-    def scan_apart(self, xz: Tensor, lengths: Tensor | None) -> Tensor:
+    def scan_apart(self, xz: Tensor, lengths: Lengths | None) -> Tensor:
         """Scan ``xz`` (batch, length, 2 * d_inner) in either direction; return the sum.
 
         Returns:
@@ -115,7 +119,7 @@ class InnBiMamba(_Bidirectional):
         x, z = xz.chunk(2, dim=-1)
         return self.forward_ssm.scan(x, z, lengths) + self.backward_ssm.scan(x, z, lengths)
 
-    def scan_together(self, xz: Tensor, lengths: Tensor | None) -> Tensor:
+    def scan_together(self, xz: Tensor, lengths: Lengths | None) -> Tensor:
         """Do what :meth:`scan_apart` does, with one call of each operator for both directions."""
         twice = xz.unflatten(-1, (2, 1, -1)).expand(-1, -1, -1, 2, -1).flatten(2)
         x, z = twice.chunk(2, dim=-1)
@@ -157,7 +161,7 @@ class ExtBiMamba(_Bidirectional):
         """The mixer in the words of ``encoder_conf``."""
         return f"extbimamba, fusion: {self.fusion}"
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Mix ``x`` over time in both directions.
 
         Arguments, result and errors: see :meth:`InnBiMamba.forward`.
@@ -165,18 +169,20 @@ class ExtBiMamba(_Bidirectional):
         run = self.shared_forward if self._can_share() else self.plain_forward
         return run(x, lengths)
 
-    def plain_forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def plain_forward(self, x: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Call one Mamba after the other: what a mixer of two Mambas is by definition."""
+        lengths = frames_of(x, self.d_model, lengths)
         ahead, back = self.forward_mamba(x, lengths), self.backward_mamba(x, lengths)
         return ahead + back if self.fusion == "add" else self._concatenated([ahead, back], lengths)
 
-    def shared_forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def shared_forward(self, x: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Do what :meth:`plain_forward` does with one product and one launch for both directions.
 
         In half precision more precisely: with fusion ``add`` the sum alone is rounded.
         """
-        x = masked_frames(x, self.d_model, lengths)
+        lengths = frames_of(x, self.d_model, lengths)
         mambas = (self.forward_mamba, self.backward_mamba)
+        x = for_projection(self.forward_mamba.in_proj, x, lengths)
         (x_ahead, z_ahead), (x_back, z_back) = (m.in_proj.weight.chunk(2) for m in mambas)
         x, z = product_with_each(x, [x_ahead, x_back, z_ahead, z_back]).chunk(2, dim=-1)
         y = scan_both(mambas, x, z, lengths)
@@ -185,9 +191,9 @@ class ExtBiMamba(_Bidirectional):
         outputs = [m.out_proj(half) for m, half in zip(mambas, y.chunk(2, dim=-1), strict=True)]
         return self._concatenated(outputs, lengths)
 
-    def _concatenated(self, outputs: list[Tensor], lengths: Tensor | None) -> Tensor:
+    def _concatenated(self, outputs: list[Tensor], lengths: Lengths | None) -> Tensor:
         fused = self.fusion_proj(torch.cat(outputs, dim=-1))
-        return masked_frames(fused, self.d_model, lengths)
+        return masked_frames(fused, lengths)
 
     def _can_share(self) -> bool:
         mambas = (self.forward_mamba, self.backward_mamba)

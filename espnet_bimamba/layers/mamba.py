@@ -11,7 +11,7 @@ from espnet_bimamba.layers.checks import check_dt_range, check_mixer_options, re
 from espnet_bimamba.layers.initialization import initial_A_log, initial_dt_bias
 from espnet_bimamba.layers.products import may_write, products_of_pairs
 from espnet_bimamba.ops import causal_conv1d, selective_scan
-from espnet_bimamba.ops.lengths import check_lengths, is_full, padding_mask
+from espnet_bimamba.ops.lengths import Lengths, fitting, is_full, padding_mask
 
 
 class MambaState(NamedTuple):
@@ -92,7 +92,7 @@ class SelectiveSSM(nn.Module):
         self.A_log.copy_(initial_A_log(self.A_init, self.d_inner, self.d_state))
         self.D.fill_(1)
 
-    def scan(self, x: Tensor, z: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def scan(self, x: Tensor, z: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Mix ``x`` over time and gate it.
 
         Args:
@@ -163,7 +163,7 @@ class SelectiveSSM(nn.Module):
 
 
 def scan_both(
-    ssms: tuple[SelectiveSSM, SelectiveSSM], x: Tensor, z: Tensor, lengths: Tensor | None
+    ssms: tuple[SelectiveSSM, SelectiveSSM], x: Tensor, z: Tensor, lengths: Lengths | None
 ) -> Tensor:
     """Do what either's :meth:`SelectiveSSM.scan` does, with one call of each operator for both.
 
@@ -240,14 +240,20 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """
     return (
         type(module) is kind
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and not torch.nn.modules.module._has_any_global_hook()
-        and "forward" not in module.__dict__
-        and not any(hasattr(x, "__tensor_flatten__") for x in module._parameters.values())
+        and not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or torch.nn.modules.module._has_any_global_hook()
+            or "forward" in module.__dict__
+        )
+        and _ORDINARY.issuperset(map(type, module._parameters.values()))
     )
+
+
+#: Types of parameters that are what they look like; a quantised or a sharded one has its own.
+_ORDINARY = {nn.Parameter, Tensor, type(None)}
 
 
 class Mamba(SelectiveSSM):
@@ -305,7 +311,7 @@ class Mamba(SelectiveSSM):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
         self.register_load_state_dict_pre_hook(refuse_other_kinds)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Mix ``x`` over time.
 
         Args:
@@ -320,8 +326,8 @@ class Mamba(SelectiveSSM):
             ShapeError: ``x`` has another shape.
             LengthsError: ``lengths`` does not describe the batch.
         """
-        x = masked_frames(x, self.d_model, lengths)
-        x, z = self.in_proj(x).chunk(2, dim=-1)
+        lengths = frames_of(x, self.d_model, lengths)
+        x, z = self.in_proj(for_projection(self.in_proj, x, lengths)).chunk(2, dim=-1)
         return self.out_proj(self.scan(x, z, lengths))
 
     def initial_state(self, batch: int) -> MambaState:
@@ -352,7 +358,7 @@ class Mamba(SelectiveSSM):
             raise ShapeError(
                 "a reversed Mamba cannot take a signal in chunks: it starts at its end"
             )
-        x = masked_frames(x, self.d_model, None)
+        frames_of(x, self.d_model, None)
         x, z = self.in_proj(x).chunk(2, dim=-1)
         y, state = self.scan_chunk(x, z, state or self.initial_state(len(x)))
         return self.out_proj(y), state
@@ -368,8 +374,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def masked_frames(x: Tensor, d_model: int, lengths: Tensor | None) -> Tensor:
-    """Zero ``x`` (batch, length, d_model) past each sequence's end, NaN included.
+def frames_of(x: Tensor, d_model: int, lengths: Tensor | Lengths | None) -> Lengths | None:
+    """Return the lengths of ``x``'s sequences, known to fit.
 
     Raises:
         ShapeError: ``x`` is not ``(batch, length, d_model)``.
@@ -377,9 +383,23 @@ def masked_frames(x: Tensor, d_model: int, lengths: Tensor | None) -> Tensor:
     """
     if x.dim() != 3 or x.shape[-1] != d_model:
         raise ShapeError(f"x must be (batch, length, {d_model}), got shape {tuple(x.shape)}")
-    if lengths is None:
+    return fitting(lengths, x.shape[0], x.shape[1], x.device)
+
+
+def masked_frames(x: Tensor, lengths: Lengths | None) -> Tensor:
+    """Zero ``x`` (batch, length, channels) past each sequence's end, NaN included."""
+    if lengths is None or is_full(lengths):
         return x
-    lengths = check_lengths(lengths, x.shape[0], x.shape[1], x.device)
-    if is_full(lengths, x.shape[1]):
+    return x.masked_fill(padding_mask(*lengths)[..., None], 0)
+
+
+def for_projection(projection: nn.Module, x: Tensor, lengths: Lengths | None) -> Tensor:
+    """Return ``x`` (batch, length, d_model) as the first projection of a mixer may read it.
+
+    What the padding holds would reach all frames by way of the weights' gradient, or by that of
+    anything that looks at more than one frame, as int8 does to choose its scale. Elsewhere it stays
+    in the padding, which no operator reads.
+    """
+    if not torch.is_grad_enabled() and is_plain(projection, nn.Linear):
         return x
-    return x.masked_fill(padding_mask(lengths, x.shape[1])[..., None], 0)
+    return masked_frames(x, lengths)

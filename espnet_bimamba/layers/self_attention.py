@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from espnet_bimamba.errors import OptionError
 from espnet_bimamba.layers.checks import check_mixer_options, refuse_other_kinds
-from espnet_bimamba.layers.mamba import masked_frames
-from espnet_bimamba.ops.lengths import padding_mask, zero_padding
+from espnet_bimamba.layers.mamba import frames_of, masked_frames
+from espnet_bimamba.ops.lengths import Lengths, padding_mask
 
 #: Channels of a head in the paper's models and in ESPnet's stock ones: 256 / 4 and 512 / 8.
 HEAD = 64
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         self.attention = nn.MultiheadAttention(d_model, max(1, d_model // HEAD), batch_first=True)
         self.register_load_state_dict_pre_hook(refuse_other_kinds)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | Lengths | None = None) -> Tensor:
         """Mix ``x`` over time.
 
         Args:
@@ -71,11 +71,11 @@ class SelfAttention(nn.Module):
             ShapeError: ``x`` has another shape.
             LengthsError: ``lengths`` does not describe the batch.
         """
-        x = masked_frames(x, self.d_model, lengths)
+        lengths = frames_of(x, self.d_model, lengths)
+        x = masked_frames(x, lengths)
         mask = None
         if lengths is not None:
-            lengths = lengths.to(x.device)
             # A sequence of no frames looks at its zeros: a softmax over nothing would be NaN.
-            mask = padding_mask(lengths, x.shape[1]) & (lengths > 0)[:, None]
+            mask = padding_mask(*lengths) & (lengths.frames > 0)[:, None]
         mixed, _ = self.attention(x, x, x, key_padding_mask=mask, need_weights=False)
-        return zero_padding(mixed.transpose(1, 2), lengths).transpose(1, 2)
+        return masked_frames(mixed, lengths)

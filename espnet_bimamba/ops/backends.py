@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +24,7 @@ ENVIRONMENT_VARIABLE = "ESPNET_BIMAMBA_BACKEND"
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What a backend needs to know of a call to say whether it can serve it.
 
     Attributes:
@@ -36,6 +36,8 @@ class Call:
         initial_state: Whether the call starts from a given state.
         final_state: Whether the call returns its last state.
         gradient: Whether the results are to be differentiated.
+        lengths: Whether sequences have lengths of their own.
+        turned: Whether any channel runs backwards in time.
     """
 
     operator: str
@@ -46,6 +48,8 @@ class Call:
     initial_state: bool = False
     final_state: bool = False
     gradient: bool = False
+    lengths: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Backend:
         devices_by_name: Says which device types it serves besides, but only when asked for by
             name.
         only_by_name: Whether it is taken, and its files imported, only when asked for by name.
+        yields: Names a backend that serves a call faster where it can, and says in words why, or
+            None.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Backend:
     devices: tuple[str, ...] = ()
     devices_by_name: Callable[[], tuple[str, ...]] = tuple
     only_by_name: bool = False
+    yields: Callable[[Call], tuple[str, str] | None] = lambda _: None
 
     def unavailable(self, operator: str) -> str | None:
         """Why ``operator`` cannot run on this machine with this backend, or None if it can."""
@@ -168,6 +175,16 @@ def _mamba_ssm_supports(call: Call) -> str | None:
     return None
 
 
+def _mamba_ssm_yields(call: Call) -> tuple[str, str] | None:
+    # Measured: docs/performance.md.
+    if call.lengths or call.turned:
+        return (
+            "triton",
+            "its kernels know no lengths and no direction: copies stand around them",
+        )
+    return None
+
+
 def _triton_interprets() -> bool:
     # Triton's own variable: kernels run on the CPU, operation by operation in NumPy. That is to
     # test them, hundreds of times slower than any other backend.
@@ -197,6 +214,7 @@ BACKENDS: dict[str, Backend] = {
                 f"{_HUB_KERNELS}, then ESPNET_BIMAMBA_BACKEND=hub_kernels"
             ),
             devices=("cuda",),
+            yields=_mamba_ssm_yields,
         ),
         Backend(
             name="triton",
@@ -270,17 +288,27 @@ def _named(option: str, name: str, call: Call) -> Backend:
 def choose(call: Call) -> Choice:
     """Walk :data:`BACKENDS` in order and take the first that can serve ``call``.
 
+    One that yields to a faster one which can serve it, too, is passed over.
+
     The outcome is logged once for each kind of call: at INFO, or as a warning when CUDA
     tensors are left to the slow reference.
     """
     rejected: dict[str, str] = {}
     for backend in BACKENDS.values():
-        reason = backend.rejects(call)
+        reason = backend.rejects(call) or _passed_over(backend, call)
         if reason is None:
             _log(call, Choice(backend, rejected))
             return Choice(backend, rejected)
         rejected[backend.name] = reason
     raise AssertionError("the reference serves every call")
+
+
+def _passed_over(backend: Backend, call: Call) -> str | None:
+    """Why another backend is taken although this one can serve ``call``, or None."""
+    if not (other := backend.yields(call)):
+        return None
+    name, why = other
+    return None if name not in BACKENDS or BACKENDS[name].rejects(call) else why
 
 
 def _log(call: Call, choice: Choice) -> None:

@@ -26,7 +26,6 @@ import torch
 from numba import carray, config, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.files import user_cache
@@ -349,11 +348,6 @@ _WITHOUT_END = 2**60
 def view(place: Place, like: np.ndarray) -> View:
     """View a tensor where it lies."""
     return View(line(place.address, like), place.batch, place.group, place.state, place.length)
-
-
-def records_gradients() -> bool:
-    """Whether a function of autograd must be called: also to refuse forward-mode gradients."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 def in_dtype[T: (Tensor, Tensor | None)](x: T, dtype: torch.dtype) -> T:

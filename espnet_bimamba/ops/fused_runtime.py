@@ -4,7 +4,9 @@ The kernels know neither lengths nor direction: they are given zeros in the padd
 channels that run backwards, each sequence reversed within its own length.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,28 @@ def scan_with(
             bidirectional=bidirectional,
             lengths=lengths,
         )
+    if (groups := _groups_apart(B, C, bidirectional)) > 1:
+        along: dict[str, tuple[Tensor | None, int]] = {
+            "u": (u, 1),
+            "delta": (delta, 1),
+            "z": (z, 1),
+        }
+        along |= {"A": (A, 0), "B": (B, 0), "D": (D, 0), "delta_bias": (delta_bias, 0)}
+        parts = [
+            scan_with(
+                selective_scan_fn,
+                **channels,
+                delta_softplus=delta_softplus,
+                return_last_state=return_last_state,
+                reverse=reverse != (bidirectional and 2 * group >= groups),
+                lengths=lengths,
+            )
+            for group, channels in enumerate(_by_groups(groups, C, **along))
+        ]
+        if not return_last_state:
+            return torch.cat(cast(list[Tensor], parts), dim=1)
+        outputs, states = zip(*parts, strict=True)
+        return torch.cat(outputs, dim=1), torch.cat(states, dim=1)
     if return_last_state and lengths is not None:
         delta, delta_bias, delta_softplus = _stop_after(delta, delta_bias, delta_softplus, lengths)
 
@@ -79,8 +103,7 @@ def scan_with(
         ordered(u),
         ordered(delta),
         A.float(),
-        matrix(B),
-        matrix(C),
+        *_in_as_many_groups(matrix(B), matrix(C)),
         None if D is None else D.float(),
         z=None if z is None else ordered(z),
         delta_bias=None if delta_bias is None else delta_bias.float(),
@@ -123,6 +146,8 @@ def convolve_with(
         )
     ordered = turn(zero_padding(x, lengths), lengths, reverse, bidirectional)
     y = causal_conv1d_fn(_readable(ordered), weight, bias, activation=activation)
+    if y.requires_grad:
+        y.register_hook(_readable)
     return zero_padding(turn(y, lengths, reverse, bidirectional), lengths)
 
 
@@ -130,14 +155,49 @@ def _readable(x: Tensor) -> Tensor:
     """Return ``x`` (batch, dim, length) in a layout that the convolution's kernel takes.
 
     Neighbouring frames side by side, or neighbouring channels where the number of them and the
-    strides are multiples of 8.
+    strides are multiples of 8. Of a single frame the gradient's strides would not be.
     """
     row, channel, frame = x.stride()
     aligned = all(n % 8 == 0 for n in (x.shape[1], row, frame))
-    if frame == 1 or (channel == 1 and frame > 1 and aligned):
+    if frame == 1 or (channel == 1 and frame > 1 and aligned and x.shape[2] > 1):
         return x
     # Not `contiguous`, which leaves the stride of a single frame as it is.
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def _groups_apart(B: Tensor, C: Tensor, bidirectional: bool) -> int:
+    """Return how many groups of channels the kernel must be given one after the other.
+
+    It takes their number from B, and B that does not change with time has none.
+    """
+    if B.dim() != 2 or C.dim() == 2:
+        return 1
+    return math.lcm(2 if bidirectional else 1, C.shape[1] if C.dim() == 4 else 1)
+
+
+def _by_groups(
+    groups: int, C: Tensor, **tensors: tuple[Tensor | None, int]
+) -> Iterator[dict[str, Any]]:
+    """Cut C into groups, and each of the other tensors along its axis of channels."""
+    C = C[:, None] if C.dim() == 3 else C
+    C = C.repeat_interleave(groups // C.shape[1], dim=1)
+    cut: dict[str, Sequence[Tensor | None]] = {
+        name: [None] * groups if x is None else x.tensor_split(groups, axis)
+        for name, (x, axis) in tensors.items()
+    }
+    cut["C"] = C.split(1, dim=1)
+    for group in range(groups):
+        yield {name: parts[group] for name, parts in cut.items()}
+
+
+def _in_as_many_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat the groups of both until there are equally many: the kernel knows one number."""
+    if B.dim() == 2 or C.dim() == 2:
+        return B, C
+    B, C = (x[:, None] if x.dim() == 3 else x for x in (B, C))
+    groups = math.lcm(B.shape[1], C.shape[1])
+    B, C = (x.repeat_interleave(groups // x.shape[1], dim=1) for x in (B, C))
+    return B, C
 
 
 def _stop_after(

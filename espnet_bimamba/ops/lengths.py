@@ -3,7 +3,7 @@
 Shapes: ``B`` batch, ``L`` frames of the padded batch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,37 @@ from espnet_bimamba.errors import LengthsError, ShapeError
 _INTEGER_DTYPES = (torch.int16, torch.int32, torch.int64)
 
 
-def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device) -> Tensor:
+class Lengths(NamedTuple):
+    """Lengths that are known to fit a batch, so that nobody checks them again.
+
+    On a CUDA device a check is six kernel launches, as many as all else of a short operator.
+
+    Attributes:
+        frames: ``(B,)``, int64, from 0 to ``length``.
+        length: ``L`` of the batch.
+    """
+
+    frames: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Lengths":
+        """Count the frames of ``mask`` (B, L), true on the frames that are no padding."""
+        return cls(mask.sum(-1), mask.shape[-1])
+
+
+def fitting(
+    lengths: "Tensor | Lengths | None", batch: int, length: int, device: torch.device
+) -> Lengths | None:
+    """Return ``lengths`` as what is known to fit: see :func:`check_lengths`."""
+    if lengths is None:
+        return None
+    return Lengths(check_lengths(lengths, batch, length, device), length)
+
+
+def check_lengths(
+    lengths: Tensor | Lengths, batch: int, length: int, device: torch.device
+) -> Tensor:
     """Return ``lengths`` as int64 on ``device`` after checking it against the batch.
 
     On a CUDA device the values are checked asynchronously, so that no kernel launch waits for
@@ -21,7 +51,7 @@ def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device
     values when it runs and raises RuntimeError.
 
     Args:
-        lengths: ``(B,)``, integer.
+        lengths: ``(B,)``, integer. Of :class:`Lengths` only the batch is checked.
         batch: ``B`` of the tensor that ``lengths`` describes.
         length: ``L`` of that tensor.
         device: Device of that tensor.
@@ -33,6 +63,13 @@ def check_lengths(lengths: Tensor, batch: int, length: int, device: torch.device
         LengthsError: ``lengths`` is no tensor, has another shape than ``(B,)``, is not of an
             integer dtype, or holds a value outside ``0 .. L``.
     """
+    if isinstance(lengths, Lengths):
+        if (*lengths.frames.shape, lengths.length) != (batch, length):
+            raise LengthsError(
+                f"lengths are those of ({len(lengths.frames)}, {lengths.length}) (batch, length), "
+                f"the tensor is ({batch}, {length})"
+            )
+        return lengths.frames
     check_lengths_kind("lengths", lengths, batch)
     lengths = lengths.to(device=device, dtype=torch.int64)
     if torch.compiler.is_compiling():
@@ -95,11 +132,11 @@ def padding_mask(lengths: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=lengths.device) >= lengths[:, None]
 
 
-def is_full(lengths: Tensor, length: int) -> bool:
+def is_full(lengths: Lengths) -> bool:
     """Whether it is known at no cost that no sequence has padding: on the CPU alone."""
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    if lengths.frames.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return all(own == length for own in lengths.tolist())
+    return all(own == lengths.length for own in lengths.frames.tolist())
 
 
 def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

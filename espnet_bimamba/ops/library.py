@@ -9,10 +9,14 @@ again and differentiates that: all it needs of a backend is that autograd can.
 import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
+from types import NoneType
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from espnet_bimamba.ops.lengths import Lengths
 
 NAMESPACE = "espnet_bimamba"
 
@@ -21,6 +25,8 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
+    # Known lengths are the tensor in them once they have been seen to fit.
+    Tensor | Lengths | None: "Tensor?",
     bool: "bool",
     str | None: "str?",
 }
@@ -129,6 +135,11 @@ def custom_operator[Arguments: tuple](
     return call
 
 
+def records_gradients() -> bool:
+    """Whether a function of autograd must be called: also to refuse forward-mode gradients."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
 def _define(name: str, schema: str, run: Callable, fake: Callable) -> None:
     # Not by `torch.library.custom_op`: it runs functions where autograd records nothing, even
     # under `enable_grad`, and the backward operator differentiates.
@@ -191,11 +202,12 @@ def _is_watched(args: Sequence) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
-        or any(isinstance(x, Tensor) and type(x) not in _PLAIN for x in args)
+        or not _ORDINARY.issuperset(map(type, args))
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+#: Types of arguments that nobody has made to pretend something.
+_ORDINARY = {Tensor, torch.nn.Parameter, NoneType, bool, str}
 
 
 def _detached(x: Any) -> Any:

@@ -1,5 +1,6 @@
 """What the Triton kernels of all operators share: views of tensors, functions, the card's size."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,7 @@ def empty_laid_out_like(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Return how many multiprocessors share the work; Triton's interpreter is one."""
     if device.type != "cuda":

@@ -243,7 +243,7 @@ def run(encoder: nn.Module, x: Tensor, lengths: Tensor) -> Run:
     outs, olens = outputs(encoder(x, lengths))
     # The weights of a frame do not depend on how long the batch is.
     loss = sum(
-        (out * inputs(out.shape[2], 400, dtype=x.dtype, seed=7 + n).T[: out.shape[1]]).sum()
+        (out * inputs(out.shape[2], 400, dtype=x.dtype, seed=7 + n).T[: out.shape[1]].to(out)).sum()
         for n, out in enumerate(outs)
     )
     parameters = {k: p for k, p in encoder.named_parameters() if p.requires_grad}

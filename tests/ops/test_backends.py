@@ -297,6 +297,8 @@ def test_the_public_functions_add_only_the_choice_of_a_backend(public):
     parameters = dict(inspect.signature(public).parameters)
     assert parameters.pop("backend").default is None
     reference = BACKENDS["reference"].function(public.__name__)
+    # A backend is given the tensor.
+    parameters["lengths"] = parameters["lengths"].replace(annotation=torch.Tensor | None)
     assert parameters == dict(inspect.signature(reference).parameters)
 
 
@@ -315,8 +317,25 @@ def test_a_last_state_that_is_differentiated_is_not_for_mamba_ssm():
     supports = BACKENDS["mamba_ssm"].supports
     call = Call("selective_scan", "cuda", final_state=True)
     assert supports(call) is None
-    assert supports(replace(call, gradient=True)) == "its last state has no gradient"
-    assert supports(replace(call, gradient=True, final_state=False)) is None
+    assert supports(call._replace(gradient=True)) == "its last state has no gradient"
+    assert supports(call._replace(gradient=True, final_state=False)) is None
+
+
+PADDED, TURNED = (Call("selective_scan", "cuda", **{what: True}) for what in ("lengths", "turned"))
+
+
+@pytest.mark.parametrize("call", [PADDED, TURNED])
+def test_a_backend_yields_to_one_that_is_faster_and_can(table, call):
+    """mamba-ssm's kernels know no lengths and no direction; Triton's do, if Triton is there."""
+    mamba_ssm, triton = BACKENDS["mamba_ssm"], BACKENDS["triton"]
+    table(replace(mamba_ssm, probe=lambda: None), replace(triton, probe=lambda: None))
+    assert backends.choose(CUDA).backend.name == "mamba_ssm"
+    choice = backends.choose(call)
+    assert choice.backend.name == "triton"
+    assert "no lengths and no direction" in choice.rejected["mamba_ssm"]
+    table(replace(mamba_ssm, probe=lambda: None), replace(triton, probe=lambda: "not installed"))
+    assert backends.choose(call).backend.name == "mamba_ssm"
+    assert backends._named("backend", "mamba_ssm", call).name == "mamba_ssm", "by name always"
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

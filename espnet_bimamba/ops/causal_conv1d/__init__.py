@@ -6,7 +6,7 @@ from torch import Tensor
 
 from espnet_bimamba.errors import OptionError, ShapeError
 from espnet_bimamba.ops.backends import Call, resolve
-from espnet_bimamba.ops.lengths import check_halves, check_lengths
+from espnet_bimamba.ops.lengths import Lengths, check_halves, check_lengths
 from espnet_bimamba.ops.library import custom_operator, empty
 
 __all__ = ["causal_conv1d"]
@@ -24,7 +24,7 @@ def causal_conv1d(
     activation: str | None = None,
     reverse: bool = False,
     bidirectional: bool = False,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Lengths | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve each channel with its own kernel; the formula stands in ``reference.py``.
@@ -85,7 +85,7 @@ class _Arguments(NamedTuple):
     activation: str | None
     reverse: bool
     bidirectional: bool
-    lengths: Tensor | None
+    lengths: Tensor | Lengths | None
     backend: str | None
 
 
@@ -110,6 +110,8 @@ def _serve(args: _Arguments) -> Tensor | tuple[Tensor, Tensor]:
         d_conv=args.weight.shape[1],
         initial_state=args.initial_states is not None,
         final_state=args.return_final_states,
+        lengths=args.lengths is not None,
+        turned=args.reverse or args.bidirectional,
     )
     return resolve(call, args.backend)(
         args.x,

@@ -34,11 +34,11 @@ from espnet_bimamba.ops.cpu_runtime import (
     kinds,
     line,
     place,
-    records_gradients,
     run_parallel,
     view,
 )
 from espnet_bimamba.ops.cpu_team import Team, share_out
+from espnet_bimamba.ops.library import records_gradients
 
 # Channels of one work item: long enough rows of memory, few enough for the window to stay in cache.
 TILE = 4 * LANES

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from espnet_bimamba.ops.library import records_gradients
 from espnet_bimamba.ops.triton_runtime import empty_laid_out_like, frame_pointer, frames, sigmoid
 
 STEPS = 32
@@ -36,7 +37,9 @@ def causal_conv1d(
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.causal_conv1d` on CUDA tensors."""
-    out, final_states = _CausalConv1d.apply(
+    # To call a function of autograd takes as long as to launch a kernel.
+    convolve = _CausalConv1d.apply if records_gradients() else _convolution
+    out, final_states = convolve(
         x, weight, bias, initial_states, lengths, activation is not None, reverse, bidirectional
     )
     return (out, final_states) if return_final_states else out
@@ -87,25 +90,22 @@ class _Conv(NamedTuple):
             )
 
 
+def _convolution(*args: Any) -> tuple[Tensor, Tensor]:
+    """Do what :class:`_CausalConv1d` does, without autograd."""
+    conv = _Conv(*args)
+    out = empty_laid_out_like(conv.x)
+    final_states = conv.x.new_empty(*conv.x.shape[:2], conv.weight.shape[1] - 1)
+    conv.launch(_forward_kernel, frames(out), frames(final_states))
+    return out, final_states
+
+
 class _CausalConv1d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        initial_states: Tensor | None,
-        lengths: Tensor | None,
-        *options: bool,
-    ) -> tuple[Tensor, Tensor]:
-        conv = _Conv(x, weight, bias, initial_states, lengths, *options)
-        out = empty_laid_out_like(x)
-        final_states = x.new_empty(*x.shape[:2], weight.shape[1] - 1)
-        conv.launch(_forward_kernel, frames(out), frames(final_states))
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*conv[: -len(options)])
-            ctx.options = options
-        return out, final_states
+            ctx.save_for_backward(*args[:5])
+            ctx.options = args[5:]
+        return _convolution(*args)
 
     @staticmethod
     @once_differentiable
@@ -129,8 +129,7 @@ class _CausalConv1d(torch.autograd.Function):
             total[:width].t().to(conv.weight.dtype),
             None if bias is None else total[width].to(bias.dtype),
             None if initial is None else d_initial.to(initial.dtype),
-            None,
-            *(None for _ in ctx.options),
+            *(None for _ in ("lengths", "silu", "reverse", "bidirectional")),
         )
 
 

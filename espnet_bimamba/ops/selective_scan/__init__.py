@@ -7,7 +7,7 @@ from torch import Tensor
 
 from espnet_bimamba.errors import ShapeError
 from espnet_bimamba.ops.backends import Call, resolve
-from espnet_bimamba.ops.lengths import check_halves, check_lengths
+from espnet_bimamba.ops.lengths import Lengths, check_halves, check_lengths
 from espnet_bimamba.ops.library import custom_operator, empty
 
 __all__ = ["selective_scan"]
@@ -28,7 +28,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     reverse: bool = False,
     bidirectional: bool = False,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Lengths | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan ``u`` with input-dependent step sizes; the recurrence stands in ``reference.py``.
@@ -103,7 +103,7 @@ class _Arguments(NamedTuple):
     initial_state: Tensor | None
     reverse: bool
     bidirectional: bool
-    lengths: Tensor | None
+    lengths: Tensor | Lengths | None
     backend: str | None
 
 
@@ -129,6 +129,8 @@ def _serve(args: _Arguments) -> Tensor | tuple[Tensor, Tensor]:
         final_state=args.return_last_state,
         gradient=torch.is_grad_enabled()
         and any(x is not None and x.requires_grad for x in tensors),
+        lengths=args.lengths is not None,
+        turned=args.reverse or args.bidirectional,
     )
     return resolve(call, args.backend)(
         *args[:10],

@@ -47,11 +47,11 @@ from espnet_bimamba.ops.cpu_runtime import (
     kinds,
     line,
     place,
-    records_gradients,
     run_parallel,
     view,
 )
 from espnet_bimamba.ops.cpu_team import Team, share_out
+from espnet_bimamba.ops.library import records_gradients
 
 CHUNK = 64
 BLOCK = 4

@@ -14,7 +14,9 @@ scan chains the segments, and the second starts each one from the right state.
 Shapes: ``N`` states and ``D`` channels of a block.
 """
 
+import functools
 import math
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from espnet_bimamba.ops.library import records_gradients
 from espnet_bimamba.ops.triton_runtime import (
     Frames,
     empty_laid_out_like,
@@ -39,10 +42,12 @@ CHUNK = 32
 ELEMENTS_PER_THREAD = 16
 MOST_WARPS = 8
 # Each multiprocessor has four schedulers, and a program of one warp waits for memory often.
-PROGRAMS_PER_MULTIPROCESSOR = 8
-# Two passes over a quarter of the time each take half of one pass over all of it.
-FEWEST_SEGMENTS = 4
-CHUNKS_PER_SEGMENT = 2
+PROGRAMS_PER_MULTIPROCESSOR = 32
+# Two passes over a sixth of the time each take a third of one pass over all of it, on a card that
+# is not full, and no longer on one that is.
+FEWEST_SEGMENTS = 6
+# To launch two kernels more takes as long as 300 steps.
+FEWEST_CHUNKS = 12
 STAGES = tl.constexpr(4)
 # Each new length must not be a new kernel to compile.
 OF_THE_LENGTH = ["length", "segment_length", "segments"]
@@ -67,7 +72,9 @@ def selective_scan(
     lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Serve :func:`espnet_bimamba.ops.selective_scan` on CUDA tensors."""
-    out, last_state = _SelectiveScan.apply(
+    # To call a function of autograd takes as long as to launch a kernel.
+    scan = _SelectiveScan.apply if records_gradients() else _scan
+    out, last_state = scan(
         u,
         delta,
         A,
@@ -85,44 +92,36 @@ def selective_scan(
     return (out, last_state) if return_last_state else out
 
 
+def _scan(*args: Any) -> tuple[Tensor, Tensor]:
+    """Do what :class:`_SelectiveScan` does where no gradient is wanted."""
+    scan = _Scan(*args)
+    return _run_forward(scan, scan.plan())
+
+
+def _run_forward(scan: "_Scan", plan: "Plan", kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the output and the last state; write the state before each chunk to ``kept``."""
+    out = empty_laid_out_like(scan.u)
+    last_state = scan.u.new_empty(plan.batch, plan.dim, plan.state, dtype=torch.float32)
+    start = None if scan.initial_state is None else scan.initial_state.float().contiguous()
+    arguments, options = scan.arguments(), scan.options()
+    if plan.segments > 1:
+        start = _states_at_segment_starts(plan, scan, start)
+    plan.launch(_forward_kernel, *arguments, start, frames(out), kept, last_state, **options)
+    return out, last_state
+
+
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        lengths: Tensor | None,
-        *options: bool,
-    ) -> tuple[Tensor, Tensor]:
-        scan = _Scan(u, delta, A, B, C, D, z, delta_bias, initial_state, lengths, *options)
-        plan = Plan.of(u, A, B, C, multiprocessors(u.device), scan.bidirectional)
-        out = empty_laid_out_like(u)
-        last_state = u.new_empty(plan.batch, plan.dim, plan.state, dtype=torch.float32)
-        keep = any(ctx.needs_input_grad)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        scan = _Scan(*args)
+        plan = scan.plan()
+        if not any(ctx.needs_input_grad):
+            return _run_forward(scan, plan)
         shape = (plan.batch, plan.chunks, plan.state, plan.dim)
-        kept = u.new_empty(shape, dtype=torch.float32) if keep else None
-        start = None if initial_state is None else initial_state.float().contiguous()
-        if plan.segments > 1:
-            start = _states_at_segment_starts(plan, scan, start)
-        plan.launch(
-            _forward_kernel,
-            *scan.arguments(),
-            start,
-            frames(out),
-            kept,
-            last_state,
-            **scan.options(),
-        )
-        if keep:
-            ctx.save_for_backward(*scan[: -len(options)], kept)
-            ctx.plan, ctx.options = plan, options
+        kept = scan.u.new_empty(shape, dtype=torch.float32)
+        out, last_state = _run_forward(scan, plan, kept)
+        ctx.save_for_backward(*scan[:10], kept)
+        ctx.plan, ctx.options = plan, scan[10:]
         return out, last_state
 
     @staticmethod
@@ -136,7 +135,7 @@ class _SelectiveScan(torch.autograd.Function):
         dB, dC = plan.partial_sums(scan.B), plan.partial_sums(scan.C)
         dD, d_bias = (kept.new_empty(plan.batch, plan.segments, plan.dim) for _ in range(2))
         d_start = kept.new_empty(plan.batch, plan.dim, plan.state)
-        scratch = kept.new_empty(plan.programs, CHUNK, plan.block_state, plan.channels)
+        scratch = kept.new_empty(plan.programs, plan.chunk, plan.block_state, plan.channels)
         d_end = d_last_state.contiguous()
         if plan.segments > 1:
             d_end = _gradients_at_segment_ends(plan, scan, frames(d_out), d_end)
@@ -157,8 +156,7 @@ class _SelectiveScan(torch.autograd.Function):
             dz,
             None if scan.delta_bias is None else d_bias.sum((0, 1)).to(scan.delta_bias.dtype),
             None if scan.initial_state is None else d_start.to(scan.initial_state.dtype),
-            None,
-            *(None for _ in ctx.options),
+            *(None for _ in ("lengths", "softplus", "reverse", "bidirectional")),
         )
 
 
@@ -193,6 +191,14 @@ class _Scan(NamedTuple):
     reverse: bool
     bidirectional: bool
 
+    def plan(self) -> "Plan":
+        """Cut the scan for the card that its tensors are on."""
+        batch, dim, length = self.u.shape
+        directions = 2 if self.bidirectional else 1
+        groups = math.lcm(directions, *(x.shape[1] for x in (self.B, self.C) if x.dim() == 4))
+        sizes = (batch, dim, length, self.A.shape[1], dim // groups)
+        return Plan.of(*sizes, multiprocessors(self.u.device), CHUNK)
+
     def arguments(self) -> tuple[Any, ...]:
         """Return what every kernel takes first."""
         return (
@@ -223,24 +229,24 @@ class _Scan(NamedTuple):
 def segments_for(programs: int, chunks: int, processors: int) -> int:
     """Return into how many segments of whole chunks time is cut; 1 is a scan in one pass.
 
-    Two passes compute nearly everything twice: they are worth it only where one pass would leave
-    more than half of the card idle, and where there is time enough to cut.
+    Two passes compute nearly everything twice and are two launches more: they are worth it only
+    where one pass would leave much of the card idle, and where there is time enough to cut.
 
     Args:
         programs: Batch times blocks of channels, what runs side by side without a cut.
         chunks: Chunks of :data:`CHUNK` steps.
         processors: Multiprocessors of the card.
     """
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * processors
-    if programs == 0 or 2 * programs > wanted:
+    if programs == 0 or chunks < FEWEST_CHUNKS:
         return 1
-    segments = min(-(-wanted // programs), chunks // CHUNKS_PER_SEGMENT)
+    segments = min(-(-PROGRAMS_PER_MULTIPROCESSOR * processors // programs), chunks)
     if segments < FEWEST_SEGMENTS:
         return 1
     return -(-chunks // -(-chunks // segments))
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """How one scan is cut into programs.
 
     Attributes:
@@ -249,6 +255,7 @@ class Plan(NamedTuple):
         length: Frames.
         state: States a channel.
         group: Channels that share their B, their C and their direction; no block goes beyond them.
+        chunk: Steps of a chunk.
         segments: Parts of the time that run side by side.
     """
 
@@ -257,56 +264,49 @@ class Plan(NamedTuple):
     length: int
     state: int
     group: int
-    segments: int
+    chunk: int
+    segments: int = 1
 
-    @classmethod
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
     def of(
-        cls,
-        u: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        processors: int,
-        bidirectional: bool = False,
+        batch: int, dim: int, length: int, state: int, group: int, processors: int, chunk: int
     ) -> "Plan":
-        """Cut the scan of these tensors for a card of so many multiprocessors."""
-        batch, dim, length = u.shape
-        directions = 2 if bidirectional else 1
-        group = dim // math.lcm(directions, *(x.shape[1] for x in (B, C) if x.dim() == 4))
-        uncut = cls(batch, dim, length, A.shape[1], group, 1)
-        return uncut._replace(segments=segments_for(uncut.programs, uncut.chunks, processors))
+        """Cut a scan for a card of so many multiprocessors; a size that came before is known."""
+        uncut = Plan(batch, dim, length, state, group, chunk)
+        return replace(uncut, segments=segments_for(uncut.programs, uncut.chunks, processors))
 
-    @property
+    @functools.cached_property
     def blocks(self) -> int:
         """Blocks of channels."""
         return self.dim // self.group * -(-self.group // self.channels) if self.dim else 0
 
-    @property
+    @functools.cached_property
     def programs(self) -> int:
         """Programs of a launch."""
         return self.batch * self.blocks * self.segments
 
-    @property
+    @functools.cached_property
     def chunks(self) -> int:
-        """Chunks of :data:`CHUNK` steps, the last one perhaps shorter."""
-        return -(-self.length // CHUNK)
+        """Chunks, the last one perhaps shorter."""
+        return -(-self.length // self.chunk)
 
-    @property
+    @functools.cached_property
     def segment_length(self) -> int:
         """Steps of a segment, whole chunks."""
-        return -(-self.chunks // self.segments) * CHUNK
+        return -(-self.chunks // self.segments) * self.chunk
 
-    @property
+    @functools.cached_property
     def block_state(self) -> int:
         """States of a tile: Triton wants a power of two."""
         return triton.next_power_of_2(self.state)
 
-    @property
+    @functools.cached_property
     def warps(self) -> int:
         """Warps of a program: each has the channels as its lanes and some of the states."""
         return min(max(1, self.block_state // ELEMENTS_PER_THREAD), MOST_WARPS)
 
-    @property
+    @functools.cached_property
     def channels(self) -> int:
         """Channels of a block."""
         return min(WARP, MOST_WARPS * WARP * ELEMENTS_PER_THREAD // self.block_state)
@@ -324,7 +324,7 @@ class Plan(NamedTuple):
                 **options,
                 N=self.block_state,
                 D=self.channels,
-                CHUNK=CHUNK,
+                CHUNK=self.chunk,
                 num_warps=self.warps,
             )
 
