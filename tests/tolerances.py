@@ -16,9 +16,10 @@ TOLERANCES: dict[tuple[torch.dtype, str], float] = {
     (torch.float32, "gradient"): 5e-6,
     (torch.float32, "weight_gradient"): 1e-5,
     # A card's exponential errs by 2^-22, and each error lasts as long as the state remembers:
-    # thousands of steps, in one pass, by Triton's kernel. An H100 gave 3.4e-6 and 6.8e-6.
+    # thousands of steps, in one pass, by Triton's kernel. An H100 gave 3.4e-6, 6.8e-6, 1.4e-5.
     (torch.float32, "long output"): 1e-5,
     (torch.float32, "long state"): 1e-5,
+    (torch.float32, "long weight_gradient"): 2e-5,
     (torch.float16, "output"): 6e-4,
     (torch.float16, "state"): 2e-6,
     (torch.float16, "gradient"): 6e-4,

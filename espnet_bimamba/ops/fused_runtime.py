@@ -112,7 +112,10 @@ def scan_with(
     )
     y, last_state = result if return_last_state else (result, None)
     y = zero_padding(turn(y, lengths, reverse, bidirectional), lengths).to(u.dtype)
-    return y if last_state is None else (y, last_state.detach())
+    if last_state is None:
+        return y
+    # The kernel leaves a constant B out of its state and multiplies C by it instead.
+    return y, (last_state * B.float() if B.dim() == 2 else last_state).detach()
 
 
 def convolve_with(

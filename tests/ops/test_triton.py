@@ -71,15 +71,15 @@ def cut(kernels, monkeypatch):
 
 def check_scan(case, dtype, device, long=""):
     tensors, keywords = case.tensors(), case.keywords()
-    output = f"{long}output" if dtype == torch.float32 else "output"
+    long_of_sequences = long if dtype == torch.float32 else ""
     actual = scan_with_gradients(tensors, keywords, "triton", dtype, device, rounded=dtype)
     expected = scan_with_gradients(tensors, keywords, "reference", torch.float64, rounded=dtype)
     assert actual[0].dtype == dtype
     assert actual[1].dtype == torch.float32
-    assert_close("output", actual[0].cpu(), expected[0], dtype, output)
+    assert_close("output", actual[0].cpu(), expected[0], dtype, f"{long_of_sequences}output")
     assert_close("state", actual[1].cpu(), expected[1], torch.float32, f"{long}state")
     for name, gradient in actual[2].items():
-        quantity = "gradient" if name in INPUTS else "weight_gradient"
+        quantity = "gradient" if name in INPUTS else f"{long_of_sequences}weight_gradient"
         assert_close(f"gradient of {name}", gradient.cpu(), expected[2][name], dtype, quantity)
 
 
