@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         run["minutes_of"][part] = (time.perf_counter() - part_start) / 60
         run["minutes"] = (time.perf_counter() - start) / 60
         run["machine"]["load_after"] = os.getloadavg()[0]
-        bars = all_bars(results)
+        bars = all_bars(results, settings.device)
         _write(file, run | {"bars": [b.as_dict() for b in bars]}, results)
     print(table(bars))
     print(f"\n{file}, {run['minutes']:.1f} minutes")
@@ -121,11 +121,16 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def all_bars(results: Results) -> list[Bar]:
-    """Return every bar that the measured parts are held to."""
+def all_bars(results: Results, device: str) -> list[Bar]:
+    """Return every bar that the measured parts are held to on ``device``."""
     known = {m.benchmark for m in results}
-    rooms = {"scan": ops, "layer": layers, "encoder": encoders, "training": training}
-    return [bar for name, room in rooms.items() if name in known for bar in room.bars(results)]
+    rooms = {"encoder": encoders, "training": training}
+    if device == "cpu":
+        # Theirs are the bars of the CPU's kernels.
+        rooms = {"scan": ops, "layer": layers} | rooms
+    return [
+        bar for name, room in rooms.items() if name in known for bar in room.bars(results, device)
+    ]
 
 
 def load(file: Path) -> tuple[dict[str, Any], Results]:
@@ -141,19 +146,21 @@ def load(file: Path) -> tuple[dict[str, Any], Results]:
 
 
 def _table(args: argparse.Namespace) -> int:
-    print(table(all_bars(load(args.json)[1])))
+    run, results = load(args.json)
+    print(table(all_bars(results, run["settings"]["device"])))
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
     run, results = load(args.json)
-    bars = all_bars(results)
+    bars = all_bars(results, run["settings"]["device"])
+    run["parts_missing"] = [part for part in PARTS if part not in run["minutes_of"]]
     shown: list[str] = []
     if args.plots:
         drawn = plots.draw(results, args.plots)
         shown = [relative(file, Path("docs")) for file in drawn if file.suffix == ".svg"]
     print(report(run, results, bars, shown), end="")
-    if missing := unexplained(bars):
+    if missing := unexplained(bars, run["settings"]["device"]):
         _say(f"not met and not explained in benchmarks/explanations.toml: {', '.join(missing)}")
     return 0
 

@@ -17,9 +17,9 @@ from benchmarks.results import Bar, Measurement, Results
 EXPLANATIONS = Path(__file__).with_name("explanations.toml")
 
 
-def explanations() -> dict[str, str]:
-    """Return why bars are not met, by their id."""
-    return tomllib.loads(EXPLANATIONS.read_text())
+def explanations(device: str) -> dict[str, str]:
+    """Return why bars are not met on ``device``, by their id."""
+    return tomllib.loads(EXPLANATIONS.read_text())[device]
 
 
 def report(run: dict[str, Any], results: Results, bars: list[Bar], plots: list[str]) -> str:
@@ -33,7 +33,7 @@ def report(run: dict[str, Any], results: Results, bars: list[Bar], plots: list[s
     """
     sections = [
         _head(run),
-        _bars(bars, explanations()),
+        _bars(bars, explanations(run["settings"]["device"])),
         _scan(results),
         _layers(results),
         _encoders(results),
@@ -45,9 +45,9 @@ def report(run: dict[str, Any], results: Results, bars: list[Bar], plots: list[s
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def unexplained(bars: Iterable[Bar]) -> list[str]:
+def unexplained(bars: Iterable[Bar], device: str) -> list[str]:
     """Return the ids of unmet bars that :data:`EXPLANATIONS` does not explain."""
-    known = explanations()
+    known = explanations(device)
     return [bar.id for bar in bars if bar.met is False and bar.id not in known]
 
 
@@ -55,7 +55,10 @@ def _head(run: dict[str, Any]) -> str:
     machine, settings = run["machine"], run["settings"]
     device = machine.get("gpu") or machine["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    return f"""# Benchmarks
+    parts = ", ".join(run["minutes_of"])
+    if missing := run.get("parts_missing"):
+        parts += f" (not in this run: {', '.join(missing)})"
+    return f"""# Benchmarks on {"a GPU" if settings["device"] == "cuda" else "a CPU"}
 
 Written by `python -m benchmarks report` from the file that this command made on {run["date"]}:
 
@@ -65,6 +68,7 @@ Written by `python -m benchmarks report` from the file that this command made on
 {machine["memory_bytes"] / 1e9:.0f} GB of memory; load before and after: \
 {machine["load_before"]:.1f}, {machine["load_after"]:.1f}; {run["minutes"]:.0f} minutes in all.
 {versions}.
+Parts: {parts}.
 
 Times are medians over alternating rounds; what is in brackets is the smallest and the largest.
 [How to read and repeat them](../benchmarks/README.md)."""

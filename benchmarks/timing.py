@@ -222,7 +222,12 @@ def apart(target: str, settings: Settings, **arguments: Any) -> Any:
     try:
         return resolve_name(target)(settings, **arguments)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        return {"failed": str(error).splitlines()[0]}
+        return {"failed": first_sentence(error)}
+
+
+def first_sentence(error: Exception) -> str:
+    """Return what an error says, without the advice that PyTorch adds."""
+    return str(error).splitlines()[0].partition(". ")[0]
 
 
 def in_fresh_process(target: str, settings: Settings, **arguments: Any) -> Any:

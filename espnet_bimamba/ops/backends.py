@@ -7,8 +7,10 @@ function of the operator's name and the reference's signature, and one record in
 
 import functools
 import importlib
+import importlib.metadata
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -191,6 +193,18 @@ def _triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def _probe_triton() -> str | None:
+    if reason := _missing("triton"):
+        return reason
+    version = importlib.metadata.version("triton")
+    compilers = ("gcc", "clang")
+    # Up to here Triton compiles a launcher in C for each kind of call.
+    own_launcher = tuple(map(int, version.split(".")[:2])) >= (3, 8)
+    if own_launcher or os.environ.get("CC") or any(map(shutil.which, compilers)):
+        return None
+    return f"Triton {version} needs a C compiler, {' or '.join(compilers)}, and finds none"
+
+
 def _triton_supports(call: Call) -> str | None:
     if call.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes in float32 and does not take {call.dtype}"
@@ -218,9 +232,12 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend(
             name="triton",
-            probe=functools.partial(_missing, "triton"),
+            probe=_probe_triton,
             supports=_triton_supports,
-            install_hint="pip install triton, which torch's CUDA wheel for Linux brings",
+            install_hint=(
+                "pip install triton, which torch's CUDA wheel for Linux brings; "
+                "before Triton 3.8 (torch 2.14) gcc or clang, too"
+            ),
             devices=("cuda",),
             devices_by_name=lambda: ("cpu",) if _triton_interprets() else (),
         ),

@@ -80,7 +80,10 @@ def status(bars, id):
 
 def test_the_scans_bars():
     good = ops.bars(
-        scans(ours={1000: 1.0, 4000: 4.0}, loop={1000: 15.0}, mambapy={1000: 30.0}, cpp={1000: 0.8})
+        scans(
+            ours={1000: 1.0, 4000: 4.0}, loop={1000: 15.0}, mambapy={1000: 30.0}, cpp={1000: 0.8}
+        ),
+        "cpu",
     )
     assert status(good, "scan-forward-loop") == "met"
     assert status(good, "scan-forward-mambapy") == "met"
@@ -88,7 +91,8 @@ def test_the_scans_bars():
     assert status(good, "scan-linear") == "met"
     assert status(good, "scan-backward-loop") == "not measured"
     bad = ops.bars(
-        scans(ours={1000: 1.0, 4000: 6.0}, loop={1000: 9.0}, mambapy={1000: 20.0}, cpp={1000: 0.5})
+        scans(ours={1000: 1.0, 4000: 6.0}, loop={1000: 9.0}, mambapy={1000: 20.0}, cpp={1000: 0.5}),
+        "cpu",
     )
     assert status(bad, "scan-forward-loop") == "NOT MET (9x of 15x)"
     assert status(bad, "scan-forward-c++-1000") == "NOT MET (2x of 1.3x)"
@@ -106,7 +110,7 @@ def encoder_times(subject, times):
 def test_the_encoders_bars_and_the_crossover():
     peer = encoder_times("conformer", {5: 1.0, 10: 2.0, 60: 20.0})
     results = Results([*peer, *encoder_times("conbimamba-ext", {5: 2.0, 10: 1.0, 60: 11.0})])
-    bars = encoders.bars(results)
+    bars = encoders.bars(results, "cpu")
     assert status(bars, "encoder-conbimamba-ext-conformer-10") == "met"
     assert status(bars, "encoder-conbimamba-ext-conformer-60") == "NOT MET (0.55x of 0.5x)"
     # From twice as slow to twice as fast: in the middle on the logarithmic axis.
@@ -134,7 +138,9 @@ def test_where_there_is_no_crossover(times, found, words):
 
 def test_longer_speech_is_held_against_a_minute_of_the_same_process():
     results = Results(encoder_times("conbimamba-inn", {60: 1.0, 300: 6.0, 1800: 32.0}))
-    assert status(encoders.bars(results), "encoder-linear-conbimamba-inn-300") == "not measured"
+    assert (
+        status(encoders.bars(results, "cpu"), "encoder-linear-conbimamba-inn-300") == "not measured"
+    )
     size = {"seconds": 60, "batch": 1, "precision": "float32"}
     minutes, ratios = [1.1, 1.2, 1.3, 1.2], {}
     results.append(
@@ -142,7 +148,7 @@ def test_longer_speech_is_held_against_a_minute_of_the_same_process():
             *minutes, benchmark="encoder", case=encoders.BESIDE, subject="conbimamba-inn", **size
         )
     )
-    for bar in encoders.bars(results):
+    for bar in encoders.bars(results, "cpu"):
         if bar.id.startswith("encoder-linear-conbimamba-inn"):
             ratios[bar.id] = bar.value
     assert ratios == pytest.approx(
@@ -157,10 +163,10 @@ def test_trainings_bars():
     size = {"batch": 8, "seconds": 10, "precision": "float32"}
     ours = seconds(1.2, benchmark="training", case="step", subject="conbimamba-ext", **size)
     peer = seconds(1.0, benchmark="training", case="step", subject="conformer", **size)
-    (bar,) = training.bars(Results([ours, peer]))
+    (bar,) = training.bars(Results([ours, peer]), "cpu")
     assert bar.status == "NOT MET (1.2x of 1.15x)"
     rows = [dataclasses.replace(m, unit="bytes") for m in (ours, peer)]
-    (bar,) = training.bars(Results(rows))
+    (bar,) = training.bars(Results(rows), "cpu")
     assert bar.status == "NOT MET (1.2x of 1x)"
 
 
@@ -180,8 +186,9 @@ def test_what_a_length_takes_is_guessed_by_a_power_of_it(known, guess):
 
 
 def test_reasons_quote_no_figure_that_changes_from_run_to_run():
-    for id, reason in report.explanations().items():
-        assert not re.search(r"\d\s?(%|x\b|ms\b)|\d\.\d", reason), id
+    for device in ("cpu", "cuda"):
+        for id, reason in report.explanations(device).items():
+            assert not re.search(r"\d\s?(%|x\b|ms\b)|\d\.\d", reason), id
 
 
 def test_the_speed_of_products_stands_beside_that_of_a_large_one():

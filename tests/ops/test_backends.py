@@ -321,6 +321,29 @@ def test_a_last_state_that_is_differentiated_is_not_for_mamba_ssm():
     assert supports(call._replace(gradient=True, final_state=False)) is None
 
 
+@pytest.mark.parametrize(
+    ("version", "compilers", "cc", "reason"),
+    [
+        ("3.6.0", {"gcc"}, None, None),
+        ("3.7.1", {"clang"}, None, None),
+        ("3.7.1", set(), "/opt/cc", None),
+        ("3.7.1", set(), None, "Triton 3.7.1 needs a C compiler, gcc or clang, and finds none"),
+        ("3.8.0", set(), None, None),
+        ("3.10.0+git1", set(), None, None),
+    ],
+)
+def test_an_older_triton_is_taken_where_it_finds_a_compiler(
+    monkeypatch, version, compilers, cc, reason
+):
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    monkeypatch.setattr(backends.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: name in compilers or None)
+    monkeypatch.delenv("CC", raising=False)
+    if cc:
+        monkeypatch.setenv("CC", cc)
+    assert BACKENDS["triton"].probe() == reason
+
+
 PADDED, TURNED = (Call("selective_scan", "cuda", **{what: True}) for what in ("lengths", "turned"))
 
 

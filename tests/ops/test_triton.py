@@ -43,8 +43,7 @@ def kernels():
 def short_chunks(kernels, monkeypatch):
     """Chunks of two steps, so that a few frames are several chunks and segments."""
     monkeypatch.setattr(kernels, "CHUNK", 2)
-    for fewest in ("FEWEST_CHUNKS", "FEWEST_SEGMENTS"):
-        monkeypatch.setattr(kernels, fewest, 4)
+    monkeypatch.setattr(kernels, "FEWEST_SEGMENTS", 4)
     kernels.Plan.of.cache_clear()
     yield
     kernels.Plan.of.cache_clear()
@@ -229,9 +228,9 @@ def test_the_output_lies_in_memory_as_the_input(layout):
         (704, 125, 132, 6),
         (845, 2000, 132, 1),  # five segments would do: two passes do not pay
         (264, 2000, 132, 16),
-        (16, 8, 132, 1),  # 250 frames of one recording do not pay for two launches more
-        (16, 11, 132, 1),
-        (16, 12, 132, 12),
+        (16, 5, 132, 1),
+        (16, 6, 132, 6),
+        (16, 8, 132, 8),  # 250 frames of one recording
         (16, 32, 132, 32),
         (16, 2000, 132, 250),  # 264 wanted: 250 of 8 chunks hold them all
         (128, 32, 132, 32),  # batch 8

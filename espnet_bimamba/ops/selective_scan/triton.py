@@ -44,10 +44,8 @@ MOST_WARPS = 8
 # Each multiprocessor has four schedulers, and a program of one warp waits for memory often.
 PROGRAMS_PER_MULTIPROCESSOR = 32
 # Two passes over a sixth of the time each take a third of one pass over all of it, on a card that
-# is not full, and no longer on one that is.
+# is not full, and no longer on one that is. Measured: docs/performance.md.
 FEWEST_SEGMENTS = 6
-# To launch two kernels more takes as long as 300 steps.
-FEWEST_CHUNKS = 12
 STAGES = tl.constexpr(4)
 # Each new length must not be a new kernel to compile.
 OF_THE_LENGTH = ["length", "segment_length", "segments"]
@@ -237,7 +235,7 @@ def segments_for(programs: int, chunks: int, processors: int) -> int:
         chunks: Chunks of :data:`CHUNK` steps.
         processors: Multiprocessors of the card.
     """
-    if programs == 0 or chunks < FEWEST_CHUNKS:
+    if programs == 0:
         return 1
     segments = min(-(-PROGRAMS_PER_MULTIPROCESSOR * processors // programs), chunks)
     if segments < FEWEST_SEGMENTS:
