@@ -27,12 +27,13 @@ FLOORS = {
     "espnet_bimamba.scoring": 1,
     "espnet_bimamba.ops": 1,
     "espnet_bimamba.layers": 2,
-    "espnet_bimamba.encoders": 3,
-    "espnet_bimamba.separators": 3,
-    "espnet_bimamba.registry": 4,
-    "espnet_bimamba.startup": 5,
-    "espnet_bimamba.cli": 5,
-    "espnet_bimamba": 6,
+    "espnet_bimamba.convolution": 3,
+    "espnet_bimamba.encoders": 4,
+    "espnet_bimamba.separators": 4,
+    "espnet_bimamba.registry": 5,
+    "espnet_bimamba.startup": 6,
+    "espnet_bimamba.cli": 6,
+    "espnet_bimamba": 7,
 }
 
 ESPNET = {"espnet", "espnet2", "espnet3"}
@@ -46,6 +47,7 @@ OPERATION = KERNELS | {
 FORBIDDEN = {
     "espnet_bimamba.ops": ESPNET,
     "espnet_bimamba.layers": ESPNET | KERNELS,
+    "espnet_bimamba.convolution": OPERATION,
     "espnet_bimamba.encoders": OPERATION,
     "espnet_bimamba.separators": OPERATION,
     "espnet_bimamba.registry": KERNELS | {"torch", "numpy"},

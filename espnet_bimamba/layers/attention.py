@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from espnet_bimamba.errors import CheckpointError, ShapeError
+from espnet_bimamba.layers.state import LayerState
 from espnet_bimamba.ops.lengths import Lengths
 
 
@@ -18,12 +19,16 @@ class MixerAttention(nn.Module):
         mixer: Called as ``mixer(x, lengths)`` with x ``(batch, length, d_model)``.
     """
 
+    mixer: Any
+
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
         self.mixer = mixer
         self.register_load_state_dict_pre_hook(_refuse_attention)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | LayerState | None
+    ) -> Tensor:
         """Mix ``query`` over time.
 
         Args:
@@ -31,7 +36,9 @@ class MixerAttention(nn.Module):
             key: Not read: in a self-attention it is ``query``.
             value: Not read, likewise.
             *rest: ``[pos_emb,] mask``. The mask is ``(batch, 1, length)``, true on the frames
-                ``0 .. n - 1`` of a sequence of n frames, or None.
+                ``0 .. n - 1`` of a sequence of n frames, or None. A :class:`LayerState` in its
+                place makes ``query`` the next chunk of a signal, and is given what comes after it;
+                only a :class:`~espnet_bimamba.layers.Mamba` can.
 
         Returns:
             ``(batch, length, d_model)``, zero where the mask is false.
@@ -43,6 +50,9 @@ class MixerAttention(nn.Module):
         mask = rest[-1]
         if mask is None:
             return self.mixer(query)
+        if isinstance(mask, LayerState):
+            mixed, mask.mixer = self.mixer.forward_chunk(query, mask.mixer)
+            return mixed
         if mask.shape != (query.shape[0], 1, query.shape[1]):
             raise ShapeError(
                 f"the mask must be (batch, 1, length) = ({query.shape[0]}, 1, {query.shape[1]}), "

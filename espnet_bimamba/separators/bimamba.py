@@ -13,11 +13,10 @@ from espnet2.legacy.nets.pytorch_backend.transformer.mask import subsequent_mask
 from torch import Tensor, nn
 
 from espnet_bimamba.errors import OptionError, ShapeError, UnusedOptionError
-from espnet_bimamba.layers import build_mixer
+from espnet_bimamba.layers import LayerState, MixerAttention, build_mixer
 from espnet_bimamba.layers.checks import check_flag, check_integer
 from espnet_bimamba.ops.lengths import check_lengths, padding_mask
-from espnet_bimamba.separators.blocks import BLOCKS, BlockSizes, ChunkedMixer
-from espnet_bimamba.separators.state import LayerState
+from espnet_bimamba.separators.blocks import BLOCKS, BlockSizes
 
 MIXERS = ("mamba", "innbimamba", "extbimamba", "attention")
 BIDIRECTIONAL = ("innbimamba", "extbimamba")
@@ -134,7 +133,7 @@ class BiMambaSeparator(AbsSeparator):
                 sizes,
                 _attention(adim, aheads, attention_dropout_rate)
                 if mamba_type == "attention"
-                else ChunkedMixer(build_mixer(mamba_type, adim, **mamba)),
+                else MixerAttention(build_mixer(mamba_type, adim, **mamba)),
             )
             for _ in range(layers)
         )

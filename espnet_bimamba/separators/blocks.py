@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from espnet2.legacy.nets.pytorch_backend.conformer.encoder_layer import (
     EncoderLayer as ConformerLayer,
@@ -17,9 +16,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward i
 )
 from torch import Tensor, nn
 
-from espnet_bimamba.layers import MixerAttention
-from espnet_bimamba.separators.convolution import PaddedConvolutionModule
-from espnet_bimamba.separators.state import LayerState
+from espnet_bimamba.convolution import PaddedConvolutionModule
 
 
 @dataclass(frozen=True)
@@ -39,22 +36,6 @@ class BlockSizes:
     kernel: int
     causal: bool
     dropout_rate: float
-
-
-class ChunkedMixer(MixerAttention):
-    """A mixer in the place of ESPnet's self-attention that can take a signal in chunks."""
-
-    mixer: Any
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | LayerState | None
-    ) -> Tensor:
-        """Mix ``query``: see :class:`MixerAttention`; a :class:`LayerState` may be the mask."""
-        state = rest[-1]
-        if not isinstance(state, LayerState):
-            return super().forward(query, key, value, state)
-        mixed, state.mixer = self.mixer.forward_chunk(query, state.mixer)
-        return mixed
 
 
 class IndependentLayer(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from espnet_bimamba.convolution import PaddedConvolutionModule
 from espnet_bimamba.separators.bimamba import BiMambaSeparator
-from espnet_bimamba.separators.convolution import PaddedConvolutionModule
 from tests.separators.zoo import BINS, KINDS, ROWS, build, every_kind, spectra
 
 # More frames than the kernel of 32 sees.

@@ -8,7 +8,7 @@ from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
 )
 from torch import Tensor, nn
 
-from espnet_bimamba.separators.state import LayerState
+from espnet_bimamba.layers import LayerState
 
 
 class PaddedConvolutionModule(ConvolutionModule):
@@ -59,5 +59,6 @@ class PaddedConvolutionModule(ConvolutionModule):
         assert self.future == 0, "a chunk has no future to see"
         past = x.new_zeros(*x.shape[:2], self.past) if state.frames is None else state.frames
         x = torch.cat([past, x], dim=-1)
-        state.frames = x[..., x.shape[-1] - self.past :]
+        # A copy: a view would keep the whole chunk in memory.
+        state.frames = x[..., x.shape[-1] - self.past :].clone()
         return x

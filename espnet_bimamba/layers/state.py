@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from espnet_bimamba.layers import MambaState
+from espnet_bimamba.layers.mamba import MambaState
 
 
 @dataclass
