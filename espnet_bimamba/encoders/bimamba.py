@@ -7,8 +7,8 @@ from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.legacy.nets.pytorch_backend.transformer.layer_norm import LayerNorm
 from torch import Tensor, nn
 
-from espnet_bimamba.encoders.host import LayerStackHost
 from espnet_bimamba.encoders.options import FEED_FORWARD
+from espnet_bimamba.encoders.streaming import StreamingHost, WithoutBlocks
 from espnet_bimamba.errors import UnusedOptionError
 from espnet_bimamba.layers.checks import check_flag
 
@@ -41,8 +41,8 @@ class BiMambaLayer(nn.Module):
         self.dropout = nn.Dropout(dropout_rate)
         self.residual = residual
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode ``x`` (batch, length, size); ``mask`` (batch, 1, length) is true on frames."""
+    def forward[Mask](self, x: Tensor, mask: Mask) -> tuple[Tensor, Mask]:
+        """Encode ``x`` (batch, length, size); ``mask`` is what the mixer takes, and is returned."""
         normed = self.norm1(x)
         mixed = self.dropout(self.self_attn(normed, normed, normed, mask))
         x = x + mixed if self.residual else mixed
@@ -51,7 +51,7 @@ class BiMambaLayer(nn.Module):
         return x, mask
 
 
-class BiMambaEncoder(LayerStackHost, TransformerEncoder):
+class BiMambaEncoder(StreamingHost, TransformerEncoder, WithoutBlocks):
     """ESPnet's ``TransformerEncoder`` with its layers replaced by Mamba layers (Figure 2a).
 
     The front, the final norm, interCTC and ``return_all_hs`` are the Transformer's. The paper
@@ -62,7 +62,8 @@ class BiMambaEncoder(LayerStackHost, TransformerEncoder):
         input_size: Width of the input features.
         residual: Whether each layer adds its input to the mixer's output.
         ffn: Whether each layer has a feed-forward network, with its own residual.
-        **options: See :class:`~espnet_bimamba.encoders.host.MixerHost` and ESPnet's encoder;
+        **options: See :class:`~espnet_bimamba.encoders.host.MixerHost`,
+            :class:`~espnet_bimamba.encoders.streaming.StreamingHost` and ESPnet's encoder;
             ``linear_units`` and the ``positionwise_*`` keys only with ``ffn: true``.
 
     Raises:

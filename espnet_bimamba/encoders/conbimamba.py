@@ -4,23 +4,21 @@ from typing import Any, Self
 
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_bimamba.encoders.host import (
-    LayerStackHost,
-    check_real_frames_only,
-    count_real_frames_only,
-)
+from espnet_bimamba.encoders.host import check_real_frames_only, count_real_frames_only
+from espnet_bimamba.encoders.streaming import StreamingHost, WithoutBlocks
 from espnet_bimamba.errors import OptionError
 from espnet_bimamba.layers.checks import check_flag
 
 
-class ConBiMambaEncoder(LayerStackHost, ConformerEncoder):
+class ConBiMambaEncoder(StreamingHost, ConformerEncoder, WithoutBlocks):
     """ESPnet's ``ConformerEncoder`` with its attention swapped (Figure 2c).
 
     Args:
         input_size: Width of the input features.
         mask_batch_norm: Whether batch norm in the convolution module counts real frames only.
             Stock counts padded ones, too; only training sees a difference.
-        **options: See :class:`~espnet_bimamba.encoders.host.MixerHost` and ESPnet's encoder.
+        **options: See :class:`~espnet_bimamba.encoders.host.MixerHost`,
+            :class:`~espnet_bimamba.encoders.streaming.StreamingHost` and ESPnet's encoder.
 
     Raises:
         UnusedOptionError: A stock option that only attention reads.
@@ -28,7 +26,7 @@ class ConBiMambaEncoder(LayerStackHost, ConformerEncoder):
     """
 
     name = "conbimamba"
-    stock_options = LayerStackHost.stock_options | {
+    stock_options = StreamingHost.stock_options | {
         "selfattention_layer_type": "selfattn",
         "rel_pos_type": "latest",
     }

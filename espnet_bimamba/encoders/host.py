@@ -28,7 +28,10 @@ def _signature(cls: type) -> inspect.Signature:
     for base in cls.__mro__:
         if base is AbsEncoder or "__init__" not in vars(base):
             continue
-        for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
+        options = inspect.signature(vars(base)["__init__"]).parameters
+        if list(options) == ["self"]:
+            break  # no constructor behind one without options is given any
+        for name, parameter in options.items():
             if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and name != "self":
                 parameters.setdefault(name, parameter)
     refused = REFUSED.get(getattr(cls, "name", ""), {})

@@ -29,9 +29,12 @@ class SubsamplingConvolutions(nn.Sequential):
         super().__init__(*modules)
         #: Whether activations are recomputed in the backward pass.
         self.checkpointed = False
-        # An ESPnet to come may have others, which then run as they are.
-        self._can_be_cut = all(map(_is_local, modules))
-        self._stride, self._field = _stride_and_field(modules)
+        #: Whether all modules are known to see a few frames only. An ESPnet to come may have
+        #: others, which then run as they are.
+        self.can_be_cut = all(map(_is_local, modules))
+        #: Inputs between those of two neighbouring outputs, and inputs that one output sees: the
+        #: output ``n`` sees those from ``n * stride`` to ``n * stride + field - 1``.
+        self.stride, self.field = _stride_and_field(modules)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` (batch, channels, length[, features])."""
@@ -40,22 +43,23 @@ class SubsamplingConvolutions(nn.Sequential):
                 return checkpoint(super().forward, x, use_reentrant=False)
             return super().forward(x)
         # A traced graph has one piece: how many there are would be frozen into it.
-        if torch.compiler.is_compiling() or not self._can_be_cut:
+        if torch.compiler.is_compiling() or not self.can_be_cut:
             return super().forward(x)
         x = _channels_side_by_side(x)
-        return super().forward(x) if self._frames(x) <= _piece(x) else self._in_pieces(x)
+        return super().forward(x) if self.frames(x.shape[2]) <= _piece(x) else self._in_pieces(x)
 
-    def _frames(self, x: Tensor) -> int:
-        return (x.shape[2] - self._field) // self._stride + 1
+    def frames(self, length: int) -> int:
+        """Return how many outputs ``length`` inputs suffice for."""
+        return max(0, (length - self.field) // self.stride + 1)
 
     def _in_pieces(self, x: Tensor) -> Tensor:
-        frames = self._frames(x)
+        frames = self.frames(x.shape[2])
         # Even pieces: of a few frames oneDNN would take another kernel, with other roundings.
         pieces = -(-frames // _piece(x))
         whole: Tensor | None = None
         for index in range(pieces):
             begin, end = (frames * i // pieces for i in (index, index + 1))
-            seen = x[:, :, begin * self._stride : (end - 1) * self._stride + self._field]
+            seen = x[:, :, begin * self.stride : (end - 1) * self.stride + self.field]
             piece = super().forward(seen).transpose(1, 2)
             if whole is None:
                 # Time before channels: so the linear layer behind wants it, and copies nothing.

@@ -53,6 +53,7 @@ _FEED_FORWARD = {
         "positionwise_conv_kernel_size": 5,
     },
 }
+_CAUSAL = {"causal": {"mamba_type": "mamba", "causal": True}}
 _STACK = {
     "layer_drop": {"layer_drop_rate": 0.5},
     "checkpointed": {"gradient_checkpoint_layers": [0, 1, 2]},
@@ -76,6 +77,7 @@ ENCODERS: dict[str, Encoder] = {
             **_CONV2D,
             **_FEED_FORWARD,
             **_STACK,
+            **_CAUSAL,
             "linear": {"input_layer": "linear"},
             "no_input_layer": {"input_layer": None, "output_size": FEATURES},
             "macaron": {"macaron_style": True},
@@ -95,6 +97,7 @@ ENCODERS: dict[str, Encoder] = {
             **_TRANSFORMER_INPUTS,
             **_FEED_FORWARD,
             **_STACK,
+            **_CAUSAL,
             "concat_after": {"concat_after": True},
             "post_norm": {"normalize_before": False},
         },
@@ -106,6 +109,7 @@ ENCODERS: dict[str, Encoder] = {
         options={
             **_TRANSFORMER_INPUTS,
             **_STACK,
+            **_CAUSAL,
             "no_residual": {"residual": False},
             "ffn": {"ffn": True, "linear_units": 12},
             "attention": {"mamba_type": "attention", "d_state": 16},
