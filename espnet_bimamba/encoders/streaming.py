@@ -28,8 +28,9 @@ _CAUSAL: dict[str, tuple[object, str]] = {
         "ESPnet's streaming programs give the encoder no CTC layer.",
     ),
 }
-# What ESPnet's streaming programs look for in an encoder_conf, and do not read.
-_BLOCKS = ("look_ahead", "hop_size", "block_size")
+# What ESPnet's streaming program looks for in an encoder_conf, and does not read: what can be said
+# of an encoder that is given frame by frame.
+_BLOCKS = {"look_ahead": 0, "hop_size": 1, "block_size": 1}
 
 
 class WithoutBlocks(ContextualBlockConformerEncoder):
@@ -66,32 +67,28 @@ class StreamingHost(LayerStackHost):
     Args:
         input_size: Width of the input features, or size of the vocabulary of a token input.
         causal: Whether no output reads an input behind those that its own subsampling reads.
-        look_ahead: None. ESPnet's streaming programs demand these three keys of its
-            contextual-block encoders, without reading them: here are no blocks.
-        hop_size: None.
-        block_size: None.
+        look_ahead: None, or 0 with ``causal``: ESPnet's streaming program demands these three keys
+            of its contextual-block encoders in the YAML, and does not read them.
+        hop_size: None, or 1 with ``causal``.
+        block_size: None, or 1 with ``causal``.
         **options: See :class:`~espnet_bimamba.encoders.host.MixerHost`.
 
     Raises:
-        OptionError: ``causal`` is true, and another option has a value that cannot be causal.
-        UnusedOptionError: A size of blocks was given.
+        OptionError: ``causal`` is true, and another option has a value that does not go with it.
+        UnusedOptionError: It is false, and a size of blocks was given.
     """
 
     def __init__(
         self,
         input_size: int,
         causal: bool = False,
-        look_ahead: None = None,
-        hop_size: None = None,
-        block_size: None = None,
+        look_ahead: int | None = None,
+        hop_size: int | None = None,
+        block_size: int | None = None,
         **options: Any,
     ) -> None:
         check_flag("causal", causal)
-        for option, value in zip(_BLOCKS, (look_ahead, hop_size, block_size), strict=True):
-            if value is not None:
-                raise UnusedOptionError(
-                    option, value, self.name, "each frame is encoded as it comes; remove the line"
-                )
+        self._check_blocks(causal, look_ahead, hop_size, block_size)
         if causal:
             self._refuse_what_is_not_causal(options)
         super().__init__(input_size, **options)
@@ -183,6 +180,18 @@ class StreamingHost(LayerStackHost):
             return xs.new_zeros(len(xs), 0, self.output_size()), pending
         subsampled, _ = self.embed(xs, None)
         return subsampled, pending
+
+    def _check_blocks(self, causal: bool, *sizes: int | None) -> None:
+        for (option, only), value in zip(_BLOCKS.items(), sizes, strict=True):
+            if value is None:
+                continue
+            if not causal:
+                reason = "it has no blocks; remove the line, or add causal: true"
+                raise UnusedOptionError(option, value, self.name, reason)
+            if value != only:
+                raise OptionError(
+                    option, value, f"{only} with causal: true", "Each frame is encoded as it comes."
+                )
 
     def _refuse_what_is_not_causal(self, options: dict[str, Any]) -> None:
         parameters = self.__signature__.parameters

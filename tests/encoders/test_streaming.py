@@ -253,14 +253,24 @@ def test_causal_with_the_default_mixer_names_it():
         build("conbimamba", causal=True)
 
 
+BLOCKS = {"look_ahead": 0, "hop_size": 1, "block_size": 1}
+
+
 @every_streaming
-@pytest.mark.parametrize("option", ["look_ahead", "hop_size", "block_size"])
+@pytest.mark.parametrize("option", BLOCKS)
 def test_blocks_are_refused_by_name(name, option):
-    with pytest.raises(UnusedOptionError) as error:
-        build(name, **{option: 16})
+    causal(name, **BLOCKS)
+    with pytest.raises(OptionError) as error:
+        causal(name, **{option: 16})
     assert str(error.value) == (
-        f"{name} has no option {option} (given: 16): each frame is encoded as it comes; "
-        "remove the line"
+        f"{option}=16 is not possible: allowed is {BLOCKS[option]} with causal: true. "
+        "Each frame is encoded as it comes."
+    )
+    with pytest.raises(UnusedOptionError) as error:
+        build(name, mamba_type="mamba", **{option: BLOCKS[option]})
+    assert str(error.value) == (
+        f"{name} has no option {option} (given: {BLOCKS[option]}): it has no blocks; "
+        "remove the line, or add causal: true"
     )
 
 
