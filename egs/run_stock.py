@@ -172,7 +172,8 @@ def _warn_of_transducer(options: list[str]) -> None:
 def _decoding(recipe: str, stock: Stock, model: str, options: list[str]) -> list[str]:
     """Without a language model, unless the user wants one: then ESPnet's own YAML has its weight.
 
-    ``decode_asr_KIND.yaml`` is for the models whose name ends with KIND, as ``_ctc`` does.
+    ``decode_asr_KIND.yaml`` is for the models whose name ends with KIND, as ``_ctc`` does; that of
+    ``streaming`` is read by another program.
     """
     if _value(options, "--use_lm") == "true":
         return []
@@ -180,7 +181,8 @@ def _decoding(recipe: str, stock: Stock, model: str, options: list[str]) -> list
     special = {path.stem.removeprefix("decode_asr_"): path for path in folder.glob("decode_asr_*")}
     endings = [kind for kind in special if model.endswith(kind)]
     config = special[max(endings, key=len)] if endings else folder / "decode_asr.yaml"
-    return [*stock.without_lm, "--inference_config", str(config)]
+    program = ("--use_streaming", "true") if "streaming" in endings else ()
+    return [*stock.without_lm, *program, "--inference_config", str(config)]
 
 
 def _value(options: Sequence[str], name: str) -> str | None:

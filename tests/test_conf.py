@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from espnet2.bin import asr_inference_streaming
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
@@ -19,10 +20,16 @@ TRAININGS = [name for name in YAMLS if Path(name).name.startswith("train_asr_")]
 ENHANCEMENTS = [name for name in YAMLS if Path(name).name.startswith("train_enh_")]
 TRAININGS3 = [name for name in YAMLS if Path(name).name.startswith("training_")]
 DECODINGS = [name for name in YAMLS if Path(name).name.startswith("decode_")]
+STREAMING = [name for name in DECODINGS if name.endswith("_streaming.yaml")]
 INFERENCES3 = [name for name in YAMLS if Path(name).name.startswith("inference")]
 # Those that reproduce the paper are large: tests/conf counts their parameters without memory.
 LARGE = ("librispeech_100/", "librispeech/", "seame/", "asru/", "an4/")
 SMALL = [name for name in TRAININGS if not name.startswith(LARGE)]
+# Of the streaming program.
+OBLIGATORY = [
+    *("--output_dir", "", "--data_path_and_name_and_type", "wav.scp,speech,sound"),
+    *("--asr_train_config", "", "--asr_model_file", ""),
+]
 TOKENS = ["<blank>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "'", "<sos/eos>"]
 
 
@@ -77,9 +84,15 @@ def test_an_espnet3_training_yaml_builds_and_trains(name):
     assert_learns_something(build(args), model["encoder"])
 
 
-@pytest.mark.parametrize("name", DECODINGS)
+@pytest.mark.parametrize("name", [name for name in DECODINGS if name not in STREAMING])
 def test_a_decoding_yaml_names_options_of_speech2text(name):
     assert set(load(name)) <= set(inspect.signature(Speech2Text).parameters)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_streaming_yaml_names_options_of_espnets_streaming_program(name):
+    options = vars(asr_inference_streaming.get_parser().parse_args(OBLIGATORY))
+    assert set(load(name)) <= set(options)
 
 
 @pytest.mark.parametrize("name", INFERENCES3)

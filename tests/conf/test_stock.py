@@ -81,6 +81,12 @@ DIFFERENCES = {
         "positional_dropout_rate": 0.0,
     },
     "librispeech_100/conextbimamba_abs_pos": {"pos_enc_layer_type": "abs_pos"},
+    "librispeech_100/conmamba_streaming": {
+        "causal": True,
+        "look_ahead": 0,
+        "hop_size": 1,
+        "block_size": 1,
+    },
 }
 
 

@@ -205,6 +205,13 @@ def test_with_the_transducers_loss_there_is_nothing_to_warn_of(run, monkeypatch,
     assert "warprnnt" not in run("librispeech_100", "--model", "conextbimamba_transducer").err
 
 
+def test_a_streaming_model_is_decoded_by_the_streaming_program(run):
+    options = run("librispeech_100", "--model", "conmamba_streaming").options
+    assert options["--inference_config"].endswith("/conf/librispeech_100/decode_asr_streaming.yaml")
+    assert options["--use_streaming"] == "true"
+    assert "--use_streaming" not in run("librispeech_100", "--model", "conmamba").options
+
+
 def test_a_language_model_brings_back_espnets_decoding(run):
     options = run("librispeech", "--model", "conformer").options
     assert options["--lm_train_text"] == "data/train_960/text"
