@@ -1,13 +1,16 @@
 """A causal encoder's chunks give what the whole utterance gives, in memory that does not grow."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from espnet2.asr.encoder.contextual_block_conformer_encoder import ContextualBlockConformerEncoder
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from torch import nn
 
+from espnet_bimamba.encoders.conbimamba import ConBiMambaEncoder
 from espnet_bimamba.errors import LengthsError, OptionError, UnusedOptionError
 from tests.encoders.zoo import ENCODERS, FEATURES, build, inputs
 from tests.tolerances import assert_close
@@ -296,6 +299,14 @@ def test_an_utterance_too_short_for_the_subsampling_raises_espnets_error(name, i
     with pytest.raises(TooShortUttError, match=f"has {field - 1} frames") as error:
         stream(encoder, x[:, :-1], [1, field - 2])
     assert (error.value.actual_size, error.value.limit) == (field - 1, field)
+
+
+def test_the_example_in_the_documentation_builds():
+    text = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text()
+    example = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert example["encoder"] == ConBiMambaEncoder.name
+    with torch.device("meta"):
+        assert ConBiMambaEncoder(80, **example["encoder_conf"]).causal
 
 
 @pytest.mark.parametrize("lengths", [[9, 8], [10, 10], [0, 0]], ids=repr)

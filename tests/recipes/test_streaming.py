@@ -47,7 +47,7 @@ CHANGED = {
     "batch_size": 4,
     "accum_grad": 1,
     "max_epoch": 1,
-    "num_iters_per_epoch": 100,
+    "num_iters_per_epoch": 130,
     "num_workers": 0,
     "best_model_criterion": [["train", "loss", "min"]],
     "keep_nbest_models": 1,
@@ -165,3 +165,21 @@ def test_chunks_of_a_microphone_are_heard_as_well(trained):
             recognise(chunk, is_final=False)
         [(text, *_)] = recognise(chunks[-1], is_final=True)
         assert text == LEARNT[name]
+
+
+@pytest.mark.parametrize("limit", [0, 60])
+def test_with_a_limit_ctc_hears_nothing_new_and_every_frame_is_kept(trained, limit):
+    """If this fails, ESPnet has mended it: then decode_asr_streaming.yaml should have a limit."""
+    samples = np.concatenate([trained.speech[name] for name in ("mwhw-cen8-b", "fbbh-cen8-b")])
+    recognise = Speech2TextStreaming(
+        trained.config, trained.model, beam_size=2, encoded_feat_length_limit=limit
+    )
+    search, seen = recognise.beam_search, []
+    for part in (samples[: len(samples) * 3 // 4], samples[len(samples) * 3 // 4 : -640]):
+        recognise(part, is_final=False)
+        seen.append(search.scorers["ctc"].impl.x.clone())
+    frames = len(search.encbuffer)
+    assert frames > 2 * 60
+    # The last block of 16 frames may still be incomplete.
+    assert seen[1].shape[1] == (limit or pytest.approx(frames, abs=16))
+    assert torch.equal(*seen) == bool(limit)
