@@ -172,26 +172,35 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
 def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
     """Makes a working copy of a recipe that ESPnet lacks, and returns its folder.
 
-    It holds what ESPnet's ``TEMPLATE/asr1/setup.sh`` would put into a new recipe, as links, and
-    over it the recipe's own files.
+    It holds what the ``setup.sh`` of its task's template would put into a new recipe, as links,
+    and over it the recipe's own files. Folders that all tasks share are those of ``asr1``.
 
     Args:
         tree: What :func:`prepare` returned.
         own: The recipe's own folder: ``run.sh``, ``local``, ``conf``.
-        recipe: What the recipe is called, for example ``asru/asr1``.
+        recipe: Corpus and task, for example ``asru/asr1`` or ``se/enh1``.
         root: Where the copy goes, as for :func:`link`.
 
     Raises:
-        RecipeError: ``own`` is no folder, or ``root`` cannot be written to.
+        RecipeError: ``own`` is no folder, ESPnet has no template for that task, or ``root``
+            cannot be written to.
     """
     if not own.is_dir():
         raise RecipeError(f"{own} is no folder", "name the folder that holds the recipe's run.sh")
     work = root.absolute() / "egs2" / recipe
     template = tree / "egs2" / "TEMPLATE"
+    task = template / Path(recipe).name
+    if not task.is_dir():
+        raise RecipeError(
+            f"{template} has no task {task.name!r}", "see its folders for their names"
+        )
+    layers = [template / "asr1", task, own.absolute()]
     with _written_to(root):
-        _lay_out(work, template / "asr1", own.absolute())
+        _lay_out(work, *layers)
+        for name in SHARED:
+            _symlink(work / name, template / "asr1" / name)
         for name in MERGED:
-            _lay_out(work / name, template / "asr1" / name, own.absolute() / name)
+            _lay_out(work / name, *(layer / name for layer in layers))
         _symlink(root.absolute() / "tools", tree / "tools")
         _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
     return work

@@ -20,6 +20,12 @@ FILES = {
     "egs2/TEMPLATE/asr1/steps/a.sh": "",
     "egs2/TEMPLATE/asr1/utils/a.sh": "",
     "egs2/TEMPLATE/asr1/local/path.sh": "",
+    "egs2/TEMPLATE/asr1/asr.sh": "",
+    "egs2/TEMPLATE/asr1/path.sh": "asr1",
+    "egs2/TEMPLATE/enh1/enh.sh": "",
+    "egs2/TEMPLATE/enh1/path.sh": "enh1",
+    "egs2/TEMPLATE/enh1/scripts/TEMPLATE_Readme.md": "",
+    "egs2/TEMPLATE/enh1/local/path.sh": "",
     "egs2/mini_an4/asr1/run.sh": "cat data/x; . ./path.sh; echo 1 > exp\n",
     "egs2/mini_an4/asr1/path.sh": "",
     "egs2/mini_an4/asr1/local/data.sh": "",
@@ -185,6 +191,19 @@ def test_working_copy_of_a_recipe_that_espnet_lacks(cache, tmp_path):
     assert not (own / "conf" / "mine.yaml").exists()
     with pytest.raises(RecipeError, match="nowhere is no folder"):
         recipes.link_own(tree, tmp_path / "nowhere", "new/asr1", tmp_path / "work")
+
+
+def test_working_copy_of_an_enhancement_recipe_that_espnet_lacks(cache, tmp_path):
+    tree = recipes.prepare(cache, VERSION)
+    (tmp_path / "own").mkdir()
+    work = recipes.link_own(tree, tmp_path / "own", "new/enh1", tmp_path / "work")
+    assert (work / "enh.sh").is_file()
+    assert (work / "path.sh").read_text() == "enh1"
+    # A source distribution drops the links in the folder of that name of the task's template.
+    assert (work / "scripts" / "utils" / "hello.sh").is_file()
+    assert (work / "local" / "path.sh").is_file()
+    with pytest.raises(RecipeError, match=r"TEMPLATE has no task 'enh2'"):
+        recipes.link_own(tree, tmp_path / "own", "new/enh2", tmp_path / "work")
 
 
 def test_unknown_recipe_is_named(cache, tmp_path):
