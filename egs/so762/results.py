@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from bootstrap import DRAWS, Array, Resampling, interval
+from document import markdown, put
 from runs import SETS, ResultsError, Run, Text, read_all, units
 
 from espnet_bimamba.errors import BiMambaError
-from espnet_bimamba.files import save_figure, write_whole
+from espnet_bimamba.files import save_figure
 
 RATES = ("CER", "WER")
-BEGIN = "<!-- written by egs/so762/results.py -->"
-END = "<!-- end -->"
+PROGRAM = "egs/so762/results.py"
 
 
 @dataclass(frozen=True)
@@ -205,14 +205,6 @@ def _spread(rates: list[float]) -> str:
     return f"{100 * statistics.mean(rates):.1f} ± {100 * statistics.stdev(rates):.1f}"
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table, or in words that it is empty."""
-    if not rows:
-        return "None."
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def report(results: Results) -> str:
     """Return all tables under their headings."""
     drawn = f"95 % bootstrap intervals over {DRAWS} draws of {results.by}s"
@@ -223,21 +215,6 @@ def report(results: Results) -> str:
         "Each training": trainings(results),
     }
     return "\n\n".join(f"{heading}:\n\n{table}" for heading, table in parts.items())
-
-
-def put(text: str, file: Path) -> None:
-    """Replace what stands between the markers in ``file``; make the file if there is none.
-
-    Raises:
-        ResultsError: The file has no markers.
-    """
-    old = file.read_text(encoding="utf-8") if file.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ResultsError(f"{file} has no lines {BEGIN} and {END} to put the tables between")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def draw(results: Results, stem: Path) -> list[Path]:
@@ -272,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         results = Results(read_all(args.recipe), args.baseline, args.by)
         text = report(results)
         if args.into:
-            put(text, args.into)
+            put(text, args.into, PROGRAM)
     except BiMambaError as error:
         print(error, file=sys.stderr)
         return 2

@@ -17,7 +17,6 @@ _PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+ [KMB]?)")
 _SPAN = re.compile(r"time=((?:[\d.]+ (?:day|hour|minute|second)s?(?:, | and )?)+)")
 _PART = re.compile(r"([\d.]+) (day|hour|minute|second)")
 _SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
-_CER = re.compile(r"(?<!\w)cer_ctc=([\d.e+-]+)")
 
 
 class ResultsError(BiMambaError):
@@ -94,20 +93,28 @@ def read_all(recipe: Path) -> list[Run]:
 
 def read(folder: Path, model: str, seed: int, recipe: Path) -> Run:
     """Read one training and, where it was decoded, its transcripts."""
-    log = "\n".join(path.read_text(errors="replace") for path in _logs(folder))
+    parameters, lines = training_log(folder)
+    texts = {name: _text(folder, name, recipe) for name in SETS}
+    decoded = {name: text for name, text in texts.items() if text is not None}
+    return Run(model, seed, parameters, epochs(lines), decoded)
+
+
+def training_log(folder: Path) -> tuple[str, list[str]]:
+    """Return the number of parameters and the lines of a training's log.
+
+    Those of the runs that it continued, ``train.N.log``, come before, the oldest first.
+
+    Raises:
+        ResultsError: There is no number of parameters in it.
+    """
+    older = [path for path in folder.glob("train.*.log") if path.suffixes[0][1:].isdigit()]
+    older.sort(key=lambda path: int(path.suffixes[0][1:]), reverse=True)
+    paths = [*older, folder / "train.log"]
+    log = "\n".join(path.read_text(errors="replace") for path in paths)
     counted = _PARAMETERS.search(log)
     if counted is None:
         raise ResultsError(f"{folder}/train.log says no number of parameters: did it start?")
-    texts = {name: _text(folder, name, recipe) for name in SETS}
-    decoded = {name: text for name, text in texts.items() if text is not None}
-    return Run(model, seed, counted[1].strip(), epochs(log.splitlines()), decoded)
-
-
-def _logs(folder: Path) -> list[Path]:
-    """Return the log and those of the runs that it continued, ``train.N.log``, oldest first."""
-    older = [path for path in folder.glob("train.*.log") if path.suffixes[0][1:].isdigit()]
-    older.sort(key=lambda path: int(path.suffixes[0][1:]), reverse=True)
-    return [*older, folder / "train.log"]
+    return counted[1].strip(), log.splitlines()
 
 
 def epochs(lines: Iterable[str]) -> list[Epoch]:
@@ -116,16 +123,38 @@ def epochs(lines: Iterable[str]) -> list[Epoch]:
     Raises:
         ResultsError: An epoch's line lacks the error rate or the time.
     """
+    found = epoch_lines(lines, valid="cer_ctc")
+    return [Epoch(number, *found[number]) for number in sorted(found)]
+
+
+def epoch_lines(lines: Iterable[str], **measures: str) -> dict[int, tuple[float, ...]]:
+    """Read what a training log says of each epoch; of one that was trained twice, the later.
+
+    Args:
+        lines: Of the log.
+        **measures: What is read of ``train`` and of ``valid``, for example ``valid="loss"``.
+
+    Returns:
+        Of each epoch the measures, in their order, and the seconds of both.
+
+    Raises:
+        ResultsError: A measure or the time is missing.
+    """
     found = {}
     for line in lines:
         if match := _EPOCH.search(line):
-            number, train, valid = match.groups()
-            spans, rate = [_SPAN.search(train), _SPAN.search(valid)], _CER.search(valid)
-            if rate is None or None in spans:
-                raise ResultsError(f"no cer_ctc or no time in the training log's line: {line}")
+            said = {"train": match[2], "valid": match[3]}
+            values = [
+                re.search(rf"(?<!\w){measure}=([\d.e+-]+)", said[part])
+                for part, measure in measures.items()
+            ]
+            spans = [_SPAN.search(part) for part in said.values()]
+            if None in (*values, *spans):
+                names = " or ".join(measures.values())
+                raise ResultsError(f"no {names} or no time in the training log's line: {line}")
             spent = sum(seconds(span[1]) for span in spans if span)
-            found[int(number)] = Epoch(int(number), float(rate[1]), spent)
-    return [found[number] for number in sorted(found)]
+            found[int(match[1])] = (*(float(value[1]) for value in values if value), spent)
+    return found
 
 
 def seconds(span: str) -> float:

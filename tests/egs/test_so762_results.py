@@ -258,12 +258,14 @@ def test_each_training_has_its_course(results, runs, recipe):
 def test_the_program_puts_tables_between_the_markers(results, recipe, capsys):
     train(recipe, "conformer", 1, SAID)
     page = recipe / "results.md"
-    page.write_text(f"# Ours\n\nbefore\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    page.write_text(
+        f"# Ours\n\nbefore\n<!-- written by {results.PROGRAM} -->\nold\n<!-- end -->\nafter\n"
+    )
     plot = recipe / "plots/curves"
     assert results.main([str(recipe), "--into", str(page), "--plot", str(plot)]) == 0
     text = page.read_text()
     assert text.startswith("# Ours\n\nbefore\n")
-    assert text.endswith(f"{results.END}\nafter\n")
+    assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
     assert "| conformer | 1 | 2.00 M | 3 | 145 | 50.0 | 2 | 0.0 | 0.0 |" in text
     assert "| conformer | 1 | 2.00 M | 3 | 145 | 50.0 | 2 | 0.0 | 0.0 |" in capsys.readouterr().out
@@ -277,7 +279,7 @@ def test_a_page_that_is_not_there_is_made(results, recipe):
     train(recipe, "conformer", 1)
     page = recipe / "docs/results.md"
     assert results.main([str(recipe), "--into", str(page)]) == 0
-    assert page.read_text().startswith(f"# Results\n\n{results.BEGIN}\n")
+    assert page.read_text().startswith(f"# Results\n\n<!-- written by {results.PROGRAM} -->\n")
 
 
 def refused(results, capsys, *options):
