@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from espnet_bimamba.files import write_whole
@@ -97,6 +98,64 @@ def run(
         raise
     if code != 0:
         raise RecipeFailedError(f"exit code {code}; the end of {log}:\n{_tail(log)}")
+
+
+class StageRunner:
+    """Calls a recipe's ``run.sh`` for a row of stages, shows them, and notes each that ends.
+
+    Args:
+        command: The script and the options that all stages get.
+        cwd: Where it is called.
+        log: Where its whole output goes.
+        done: The stages that are done.
+        script: ESPnet's script that logs the stages, for example ``asr.sh``.
+        epochs: What shows the epochs of a training meanwhile, as :func:`epochs_of` does.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        log: Path,
+        done: DoneStages,
+        script: str,
+        epochs: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.command = list(command)
+        self.cwd = cwd
+        self.log = log
+        self.done = done
+        self.epochs = epochs
+        self.started: list[str] = []
+        logged = rf"\({re.escape(script)}:\d+:main\) "
+        self.stage_starts = re.compile(logged + r"(?:Skip s|S)tage (\d+): (.*)")
+        place = r"/((?!scoring/)[^/]+)/(?:scoring/)?logdir/"
+        self.job_starts = re.compile(logged + r"(\w+) started.*" + place)
+
+    def stages(self, stages: Sequence[str]) -> None:
+        """Runs those of ``stages`` that are not done, from the first of them on.
+
+        Raises:
+            RecipeFailedError: A stage ended with an error.
+        """
+        missing = self.done.missing(stages)
+        if not missing:
+            return
+        self.started.clear()
+        command = [*self.command, "--stage", missing[0], "--stop_stage", missing[-1]]
+        with self.epochs():
+            run(command, cwd=self.cwd, log=self.log, on_line=self._line)
+        for stage in missing:
+            self.done.add(stage)
+
+    def _line(self, line: str) -> None:
+        if match := self.stage_starts.search(line):
+            for stage in self.started:
+                self.done.add(stage)
+            self.started.append(match[1])
+            say(f"stage {match[1]}: {match[2]}")
+        elif match := self.job_starts.search(line):
+            say(f"    {match[1].lower()} {match[2]}")
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from espnet_model_zoo.downloader import ModelDownloader
 from results import BY_JIWER, kaldi_table, write_results
-from stages import DoneStages, epochs_of, run, say
+from stages import DoneStages, StageRunner, epochs_of, say
 from trained import Trained, Utterance
 
 from espnet_bimamba import recipes
@@ -20,8 +20,6 @@ DECODING = CONFIGS / "decode_asr.yaml"
 STAGES = ("1", "2", "3", "4", "5", "10", "11", "12", "13", "14")
 DATA_STAGES = STAGES[:5]
 
-STAGE_STARTS = re.compile(r"\(asr\.sh:\d+:main\) (?:Skip s|S)tage (\d+): (.*)")
-JOB_STARTS = re.compile(r"\(asr\.sh:\d+:main\) (Decoding) started.*/([^/]+)/logdir/")
 EPOCH_ENDS = re.compile(r"(\d+)epoch results: \[train\].*? acc=([^,]+),.*? loss=([^,]+),")
 
 HOW_TO_GET_SCLITE = "Debian and Ubuntu have sclite in the package sctk"
@@ -40,7 +38,7 @@ def train(encoder: str, root: Path, device: str) -> Trained:
     if "1" not in done.done:
         shutil.rmtree(work / "downloads", ignore_errors=True)  # may be half unpacked
 
-    runner = _Runner(encoder, root, device, done)
+    runner = _runner(encoder, root, device, done)
     if recipes.find_sclite(tree):
         runner.stages(STAGES)
     else:
@@ -75,39 +73,21 @@ def _key(config: Path) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-class _Runner:
-    """Calls our thin runner for a row of stages, and notes each one that ends."""
-
-    def __init__(self, encoder: str, root: Path, device: str, done: DoneStages) -> None:
-        self.root = root
-        self.done = done
-        self.started: list[str] = []
-        self.log = root / "run.log"
-        self.command = [str(HOME / "egs/mini_an4/asr1/run.sh"), "--model", encoder]
-        self.command += ["--work", str(root)]
-        if device == "cuda":
-            self.command += ["--ngpu", "1", "--gpu_inference", "true"]
-
-    def stages(self, stages: tuple[str, ...]) -> None:
-        missing = self.done.missing(stages)
-        if not missing:
-            return
-        self.started.clear()
-        command = [*self.command, "--stage", missing[0], "--stop_stage", missing[-1]]
-        epoch = "epoch {0}: training loss {2}, accuracy {1}"
-        with epochs_of(self.root, "egs2/mini_an4/asr1/exp/*/train.log", EPOCH_ENDS, epoch):
-            run(command, cwd=HOME, log=self.log, on_line=self._line)
-        for stage in missing:
-            self.done.add(stage)
-
-    def _line(self, line: str) -> None:
-        if match := STAGE_STARTS.search(line):
-            for stage in self.started:
-                self.done.add(stage)
-            self.started.append(match[1])
-            say(f"stage {match[1]}: {match[2]}")
-        elif match := JOB_STARTS.search(line):
-            say(f"    {match[1].lower()} {match[2]}")
+def _runner(encoder: str, root: Path, device: str, done: DoneStages) -> StageRunner:
+    """Our thin runner, for any row of stages."""
+    command = [str(HOME / "egs/mini_an4/asr1/run.sh"), "--model", encoder, "--work", str(root)]
+    if device == "cuda":
+        command += ["--ngpu", "1", "--gpu_inference", "true"]
+    text = "epoch {0}: training loss {2}, accuracy {1}"
+    logs = "egs2/mini_an4/asr1/exp/*/train.log"
+    return StageRunner(
+        command,
+        cwd=HOME,
+        log=root / "run.log",
+        done=done,
+        script="asr.sh",
+        epochs=lambda: epochs_of(root, logs, EPOCH_ENDS, text),
+    )
 
 
 def _utterances(work: Path, folder: str) -> list[Utterance]:
