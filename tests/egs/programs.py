@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -43,25 +43,29 @@ def modules_of(folder: str, *names: str) -> Iterator[list[ModuleType]]:
             del sys.modules[name]
 
 
-def own_runner(recipe: str, folder: Path, asr: str) -> Callable[..., subprocess.CompletedProcess]:
+def own_runner(
+    recipe: str, folder: Path, script: str, task: str = "asr", conf: Sequence[str] = ()
+) -> Callable[..., subprocess.CompletedProcess]:
     """A copy of the runner of a recipe that ESPnet lacks, as a function of its options.
 
     Args:
         recipe: Its folder below ``egs``.
         folder: Where the copy goes, and where the runner is called.
-        asr: What stands in for ESPnet's ``asr.sh``.
+        script: What stands in for ESPnet's ``asr.sh`` or ``enh.sh``.
+        task: ``asr`` or ``enh``.
+        conf: Its folders below ``conf``, if they are called otherwise.
     """
-    for part in (f"egs/{recipe}", f"conf/{recipe}"):
+    for part in (f"egs/{recipe}", *(f"conf/{name}" for name in conf or (recipe,))):
         shutil.copytree(HOME / part, folder / part)
     shutil.copy(HOME / "egs/options.sh", folder / "egs")
     version = recipes.installed_version()
-    files = FILES | {"egs2/TEMPLATE/asr1/asr.sh": f"#!/bin/bash\n{asr}"}
+    files = FILES | {f"egs2/TEMPLATE/{task}1/{task}.sh": f"#!/bin/bash\n{script}"}
     write_sdist(folder / ".cache" / f"espnet-{version}.tar.gz", files, f"espnet-{version}")
 
     def call(*options: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
         return subprocess.run(
-            [folder / "egs" / recipe / "asr1" / "run.sh", *options],
+            [folder / "egs" / recipe / f"{task}1" / "run.sh", *options],
             env=environment | {"PYTHONPATH": str(HOME)},
             cwd=folder,
             capture_output=True,

@@ -1,0 +1,200 @@
+"""Noise from numpy and scipy alone: what anyone can make, the same from the same seed.
+
+Two lists of kinds that share none: training hears the ones, testing the others. The latter are
+likenesses of the paper's four: voices, music in the street, an engine, a workshop.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import signal
+
+type Array = npt.NDArray[np.float64]
+type Random = np.random.Generator
+type Kind = Callable[[Random, int], Array]
+
+RATE = 16000
+
+#: Of the paper's set of coloured noise: the power falls with the frequency to the power of alpha.
+ALPHAS = tuple(np.arange(-2, 2.25, 0.25))
+
+
+def coloured(random: Random, samples: int, alpha: float | None = None) -> Array:
+    """Return noise whose power falls with ``f ** alpha``: 1 is pink, 0 white, -1 blue.
+
+    Args:
+        random: Where it comes from.
+        samples: How many.
+        alpha: None is one of :data:`ALPHAS`.
+    """
+    alpha = random.choice(ALPHAS) if alpha is None else alpha
+    spectrum = np.fft.rfft(random.standard_normal(samples))
+    # Below 20 Hz nothing is heard, and a steep slope would leave nothing else.
+    frequencies = np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 20.0)
+    return normalized(np.fft.irfft(spectrum * frequencies ** (-alpha / 2), n=samples))
+
+
+def swelling(random: Random, samples: int) -> Array:
+    """Return coloured noise that swells and fades two to eight times a second, as wind does."""
+    return normalized(coloured(random, samples) * _slow(random, samples, random.uniform(2, 8)) ** 2)
+
+
+def band(random: Random, samples: int) -> Array:
+    """Return noise of a band of one to three octaves, as a fan's or a kettle's."""
+    octaves = random.uniform(1, 3)
+    low = random.uniform(60, 7800 / 2**octaves)
+    filters = signal.butter(4, [low, low * 2**octaves], "bandpass", fs=RATE, output="sos")
+    return normalized(signal.sosfilt(filters, random.standard_normal(samples)))
+
+
+def tones(random: Random, samples: int) -> Array:
+    """Return beeps, sweeps and held tones, two to five at a time, over faint noise."""
+    time = np.arange(samples) / RATE
+    total = 0.05 * random.standard_normal(samples)
+    for _ in range(random.integers(2, 6)):
+        start, end = np.exp(random.uniform(np.log(150), np.log(5000), 2))
+        period = random.uniform(0.5, 4)
+        # A sweep begins anew with each period; one in two does not sweep at all.
+        end = start if random.random() < 0.5 else end
+        frequency = start * (end / start) ** (time % period / period)
+        on = (time / period * random.uniform(1, 6)) % 1 < random.uniform(0.3, 1.0)
+        total += _faded(on) * np.sin(2 * np.pi * np.cumsum(frequency) / RATE)
+    return normalized(total)
+
+
+def clicks(random: Random, samples: int) -> Array:
+    """Return clicks and crackle: bursts of a few milliseconds, at any time."""
+    rate = np.exp(random.uniform(np.log(5), np.log(200)))
+    strokes = random.random(samples) < rate / RATE
+    heights = strokes * random.standard_normal(samples) * random.exponential(1, samples)
+    decay = np.exp(-np.arange(400) / random.uniform(8, 80))
+    burst = decay * random.standard_normal(400)
+    floor = 10 ** (-random.uniform(25, 40) / 20) * random.standard_normal(samples)
+    return normalized(normalized(np.convolve(heights, burst)[:samples]) + floor)
+
+
+def hum(random: Random, samples: int) -> Array:
+    """Return what mains and motors hum: ten to forty harmonics that never move."""
+    time = np.arange(samples) / RATE
+    base = random.uniform(45, 180)
+    total = 0.1 * coloured(random, samples, 1.0)
+    for harmonic in range(1, random.integers(10, 41)):
+        if base * harmonic < RATE / 2:
+            height = random.exponential(1) / harmonic ** random.uniform(0.3, 1.5)
+            total += height * np.sin(2 * np.pi * (base * harmonic * time + random.random()))
+    return normalized(total)
+
+
+def music(random: Random, samples: int) -> Array:
+    """Return a tune over chords with a beat: plucked notes of a scale, and a drum."""
+    total = np.zeros(samples)
+    beat = int(RATE * 60 / random.uniform(80, 140))
+    root = 110 * 2 ** (random.integers(0, 12) / 12)
+    scale = np.array([0, 2, 4, 5, 7, 9, 11, 12])
+    for start in range(0, samples, beat // 2):
+        on_beat = start // (beat // 2) % 2 == 0
+        notes = [random.choice(scale) + 12]
+        if on_beat and start // beat % 4 == 0:
+            degree = random.integers(0, 5)
+            notes += [scale[(degree + third) % 7] for third in (0, 2, 4)]
+        for note in notes:
+            _add(total, start, _plucked(random, root * 2 ** (note / 12)))
+        if on_beat:
+            drum = np.exp(-np.arange(2000) / 300) * random.standard_normal(2000)
+            _add(total, start, 0.6 * drum)
+    return normalized(total)
+
+
+def engine(random: Random, samples: int) -> Array:
+    """Return an engine as in a cockpit: harmonics whose pitch wanders, over a roar."""
+    pitch = random.uniform(80, 140) * (1 + 0.05 * (_slow(random, samples, 0.5) - 1))
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    whine = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 30))
+    roar = coloured(random, samples, 0.75) * _slow(random, samples, 6.0)
+    return normalized(0.5 * normalized(np.asarray(whine)) + normalized(roar))
+
+
+def workshop(random: Random, samples: int) -> Array:
+    """Return hammer strokes that ring, a saw now and then, and machines behind them."""
+    total = 0.5 * coloured(random, samples, 1.25)
+    for start in np.cumsum(random.uniform(0.15, 0.9, int(samples / RATE / 0.4) + 1)) * RATE:
+        _add(total, int(start), random.uniform(1, 6) * _struck(random))
+    sawing = _faded(_slow(random, samples, 0.4) > 1.0)
+    saw = signal.sawtooth(2 * np.pi * random.uniform(90, 200) * np.arange(samples) / RATE)
+    total += sawing * (0.6 * saw + 0.6 * coloured(random, samples, -0.5))
+    return normalized(total)
+
+
+def babble(random: Random, samples: int, voices: Sequence[Array]) -> Array:
+    """Return several people who speak at once, all as loud.
+
+    Args:
+        random: Where they begin.
+        samples: How many.
+        voices: Speech of each, repeated where it is too short.
+    """
+    heard = [np.roll(np.resize(voice, samples), random.integers(samples)) for voice in voices]
+    return normalized(np.sum([normalized(voice) for voice in heard], axis=0))
+
+
+#: What is heard in training. Name -> kind.
+TRAINING: dict[str, Kind] = {
+    "coloured": coloured,
+    "swelling": swelling,
+    "band": band,
+    "tones": tones,
+    "clicks": clicks,
+    "hum": hum,
+}
+
+#: What is heard in testing only; babble, which is made of voices, is one more.
+TESTING: dict[str, Kind] = {"music": music, "engine": engine, "workshop": workshop}
+
+
+def normalized(samples: Array) -> Array:
+    """Return samples of mean power 1; silence stays silence."""
+    power = np.sqrt(np.mean(samples**2))
+    return samples / power if power > 0 else samples
+
+
+def _slow(random: Random, samples: int, rate: float) -> Array:
+    """Return a curve around 1, from 0 to 2, that turns about ``rate`` times a second."""
+    knots = int(samples / RATE * rate) + 4
+    heights = random.uniform(0, 2, knots)
+    places = np.linspace(0, knots - 1, samples)
+    # Between two knots half a cosine: no corner, and never outside.
+    left = np.minimum(places.astype(int), knots - 2)
+    share = (1 - np.cos(np.pi * (places - left))) / 2
+    return heights[left] * (1 - share) + heights[left + 1] * share
+
+
+def _faded(on: npt.NDArray[np.bool_]) -> Array:
+    """Return 0 and 1 with 10 ms of rise and fall, so that nothing clicks."""
+    return signal.convolve(on.astype(np.float64), np.full(160, 1 / 160), mode="same")
+
+
+def _plucked(random: Random, frequency: float) -> Array:
+    time = np.arange(RATE) / RATE
+    note = np.zeros(RATE)
+    for harmonic in range(1, 12):
+        if frequency * harmonic < RATE / 2:
+            fading = np.exp(-time * (2 + 1.5 * harmonic))
+            phase = random.uniform(0, 2 * np.pi)
+            note += fading / harmonic * np.sin(2 * np.pi * frequency * harmonic * time + phase)
+    return note
+
+
+def _struck(random: Random) -> Array:
+    """Return a piece of metal under the hammer: partials that are no harmonics."""
+    time = np.arange(RATE // 3) / RATE
+    stroke = np.exp(-time * 400) * random.standard_normal(len(time))
+    for frequency in np.exp(random.uniform(np.log(400), np.log(6500), 6)):
+        stroke += 0.4 * np.exp(-time * random.uniform(8, 60)) * np.sin(2 * np.pi * frequency * time)
+    return stroke
+
+
+def _add(total: Array, start: int, part: Array) -> None:
+    end = min(start + len(part), len(total))
+    if start < end:
+        total[start:end] += part[: end - start]
