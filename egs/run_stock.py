@@ -6,6 +6,9 @@ decodes, 13 scores, 14 packs (with ``--skip_packing false``; SEAME's run.sh stop
 ``--stop_stage`` says otherwise). Decoding uses no language model unless you say ``--use_lm
 true``. Several models share one working copy and its data: prepare the data with the first, and
 begin with ``--stage 10`` for the others.
+
+Of speech enhancement (vctk_noisy), 1-4 prepare data, 5 collects statistics, 6 trains, 7 enhances,
+8 scores, 11 packs.
 """
 
 import argparse
@@ -37,6 +40,7 @@ class Stock:
     """A stock recipe, and what our runs of it differ in.
 
     Attributes:
+        task: ESPnet's name of the recipe's folder.
         model: The model that is run if none is named.
         baselines: Name of a model -> ESPnet's own YAML for it, in the recipe's ``conf``.
         options: What comes before the user's options.
@@ -47,6 +51,7 @@ class Stock:
         after: What follows a ``run.sh`` that ended well, from its options.
     """
 
+    task: str = "asr1"
     model: str = "conextbimamba"
     baselines: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
@@ -54,6 +59,11 @@ class Stock:
     tell: Callable[[Path, Path], None] | None = None
     before: Callable[[Path, list[str]], list[str] | None] | None = None
     after: Callable[[list[str]], int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What a training YAML is of: ``asr`` or ``enh``."""
+        return self.task.rstrip("1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,13 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = args.model or stock.model
         config = _training_yaml(args.recipe, stock, model)
-        warn_of_missing(args.recipe, args.cache)
+        warn_of_missing(args.recipe if stock.task == "asr1" else _path(args.recipe), args.cache)
         work = _working_copy(args)
         if args.corpus:
             _tell(stock, work, args.recipe, args.corpus)
         os.chdir(work)
-        given = ["--asr_config", config, "--inference_asr_model", _best_model(Path(config))]
-        given += [*stock.options, *_decoding(args.recipe, stock, model, options), *options]
+        given = [f"--{stock.kind}_config", config, *stock.options]
+        if stock.kind == "asr":
+            given += ["--inference_asr_model", _best_model(Path(config))]
+            given += _decoding(args.recipe, stock, model, options)
+        given += options
         _warn_of_transducer(given)
         rest = stock.before(work, given) if stock.before else given
     except BiMambaError as error:
@@ -105,8 +118,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("recipe", choices=RECIPES, help=argparse.SUPPRESS)
     parser.add_argument(
         "--model",
-        help="of conf/RECIPE/train_asr_MODEL.yaml, or a baseline that ESPnet has (default: "
-        "conextbimamba; of mini_an4 conbimamba)",
+        help="of conf/RECIPE/train_*_MODEL.yaml, or a baseline that ESPnet has (default: "
+        "conextbimamba; of mini_an4 conbimamba, of vctk_noisy extbimamba3)",
     )
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus lies")
     parser.add_argument(
@@ -121,19 +134,25 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def _training_yaml(recipe: str, stock: Stock, model: str) -> str:
     """Path of the model's YAML: ours absolute, ESPnet's below its recipe."""
     folder = HOME / "conf" / recipe
-    ours = folder / f"train_asr_{model}.yaml"
+    prefix = f"train_{stock.kind}_"
+    ours = folder / f"{prefix}{model}.yaml"
     if ours.is_file():
         return str(ours)
     if model in stock.baselines:
         return f"conf/{stock.baselines[model]}"
-    names = {path.stem.removeprefix("train_asr_") for path in folder.glob("train_asr_*.yaml")}
+    names = {path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.yaml")}
     known = ", ".join(sorted(names | set(stock.baselines)))
     raise OptionError("--model", model, known)
 
 
 def _working_copy(args: argparse.Namespace) -> Path:
     root = args.work or HOME / "exp" / args.recipe
-    return recipes.link(recipes.prepare(args.cache), f"{args.recipe}/asr1", root)
+    return recipes.link(recipes.prepare(args.cache), _path(args.recipe), root)
+
+
+def _path(recipe: str) -> str:
+    """Path of a recipe below ``egs2``."""
+    return f"{recipe}/{RECIPES[recipe].task}"
 
 
 def _tell(stock: Stock, work: Path, recipe: str, corpus: Path) -> None:
@@ -304,6 +323,7 @@ RECIPES = {
         model="conbimamba",
         options=("--ngpu", "0", "--skip_packing", "false", "--test_sets", "train_dev test"),
     ),
+    "vctk_noisy": Stock(task="enh1", model="extbimamba3", tell=_in_db_sh("NOISY_SPEECH")),
 }
 
 

@@ -15,7 +15,7 @@ from tests.egs.programs import HOME, load
 from tests.test_recipes import FILES, write_sdist
 
 run_stock = load("egs/run_stock.py")
-RUNNERS = sorted(HOME.glob("egs/*/asr1/run.sh"))
+RUNNERS = sorted(HOME.glob("egs/*/*1/run.sh"))
 STOCK = ("an4", "librispeech", "librispeech_100", "mini_an4", "seame")
 
 PRINT = 'printf "%s\\n" "$0" "$@"\n'
@@ -39,6 +39,8 @@ def cache(tmp_path):
     for recipe in STOCK:
         files |= {f"egs2/{recipe}/asr1/run.sh": f"#!/bin/bash\n{PRINT}"}
         files |= {f"egs2/{recipe}/asr1/db.sh": "LIBRISPEECH=downloads\nSEAME=\n"}
+    files |= {"egs2/vctk_noisy/enh1/run.sh": f"#!/bin/bash\n{PRINT}"}
+    files |= {"egs2/vctk_noisy/enh1/db.sh": "NOISY_SPEECH=\n"}
     files |= {"egs2/seame/asr1/asr.sh": f"#!/bin/bash\n{SEAME_ASR}"}
     version = recipes.installed_version()
     write_sdist(tmp_path / "cache" / f"espnet-{version}.tar.gz", files, f"espnet-{version}")
@@ -98,8 +100,8 @@ def script(cache, tmp_path):
 
 
 def test_every_runner_is_sound_shell():
-    assert {path.parts[-3] for path in RUNNERS} >= set(STOCK)
-    for path in [*RUNNERS, *HOME.glob("egs/*/asr1/*.sh")]:
+    assert {path.parts[-3] for path in RUNNERS} >= {*STOCK, "vctk_noisy", "se"}
+    for path in [*RUNNERS, *HOME.glob("egs/*/*1/*.sh"), *HOME.glob("egs/*/*1/local/*.sh")]:
         assert os.access(path, os.X_OK), path
         subprocess.run(["bash", "-n", path], check=True)
 
@@ -389,3 +391,18 @@ def test_what_a_runner_takes_by_default_is_there(run, recipe):
     options = run(recipe).options
     for option in ("--asr_config", "--inference_config"):
         assert yaml.safe_load(Path(options[option]).read_text()), options[option]
+
+
+def test_enhancement_gets_our_separator_and_no_option_of_decoding(run, tmp_path):
+    corpus = tmp_path / "noisy speech"
+    corpus.mkdir()
+    done = run("vctk_noisy", "--corpus", str(corpus), "--stage", "6", "--model", "mamba4")
+    assert done.options == {
+        "--enh_config": str(HOME / "conf/vctk_noisy/train_enh_mamba4.yaml"),
+        "--stage": "6",
+    }
+    work = tmp_path / "work" / "egs2" / "vctk_noisy" / "enh1"
+    assert (work / "db.sh").read_text().splitlines()[-1] == f"NOISY_SPEECH='{corpus}'"
+    done = run("vctk_noisy", "--model", "conformer")
+    assert done.code == 2
+    assert "allowed is conextbimamba4, conformer4, extbimamba10, extbimamba3, mamba13" in done.err
