@@ -25,7 +25,8 @@ from espnet_bimamba.errors import ConfigError, OptionError
 PREFIXES = ("train_asr_", "train_enh_", "training_")
 #: An ESPnet3 YAML has it below ``model:``.
 ENCODER = re.compile(r"^(?:  )?encoder: (\w+)$", re.MULTILINE)
-SEPARATOR = re.compile(r"^separator: (\w+)$", re.MULTILINE)
+#: A YAML of `enh_s2t` has both, and is listed by its separator.
+SEPARATOR = re.compile(r"^(?:enh_)?separator: (\w+)$", re.MULTILINE)
 PAPER = re.compile(r"^# Paper: (.+)$", re.MULTILINE)
 STOCK = re.compile(r"^# Stock: ([^\s;]+)(?:; encoder: (\S+))?$", re.MULTILINE)
 PARAMETERS = re.compile(
