@@ -121,6 +121,17 @@ RECIPES = {
         (PERL,),
         own="egs/so762/asr1/run.sh",
     ),
+    "se/enh1": Recipe(
+        "speech enhancement as in the paper: LibriSpeech and sets of noise, or so762",
+        "--corpus and --noises of its run.sh",
+        (PERL,),
+        own="egs/se/enh1/run.sh",
+    ),
+    "vctk_noisy/enh1": Recipe(
+        "VoiceBank-DEMAND, speech enhancement",
+        "NOISY_SPEECH in db.sh: the folder of its four folders",
+        (PERL,),
+    ),
 }
 
 
@@ -178,7 +189,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             "  espnet-bimamba recipes get librispeech_100/esp2_asr    (an ESPnet3 recipe)\n"
             "  espnet-bimamba recipes get new --own egs/new/asr1      (one that ESPnet lacks)\n"
             "\n"
-            "In a clone of espnet-bimamba, egs/NAME/asr1/run.sh does this by itself."
+            "In a clone of espnet-bimamba, run.sh of egs/NAME does this by itself."
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
