@@ -6,6 +6,7 @@ SHELL := bash
 ENCODER ?= conbimamba
 ESPNET ?= 2
 DEVICE ?= cpu
+SEPARATOR ?= extbimamba
 JOBS ?= 2
 VENV ?= .venv
 
@@ -13,7 +14,7 @@ PY := $(VENV)/bin/python
 CODE := espnet_bimamba tests egs benchmarks
 export PYTHON
 
-.PHONY: help venv recipes known-options demo test test-quick test-parts test-triton
+.PHONY: help venv recipes known-options demo demo-enh enh-extra test test-quick test-parts test-triton
 .PHONY: test-triton-quick test-trained test-untrained lint bench-extra bench bench-quick clean
 
 help: ## this list
@@ -21,6 +22,7 @@ help: ## this list
 	@echo
 	@echo 'make demo ENCODER=transbimamba   another encoder: bimamba, conbimamba, e_branchbimamba, transbimamba'
 	@echo 'make demo ESPNET=3               with the ESPnet3 recipe instead of the ESPnet2 one'
+	@echo 'make demo-enh SEPARATOR=mamba    another separator: extbimamba, mamba (causal)'
 	@echo 'make bench DEVICE=cuda           the benchmarks on a GPU'
 	@echo 'make PYTHON=/path/to/python ...  a Python of your choice'
 
@@ -40,10 +42,17 @@ known-options:
 demo: known-options recipes ## train and try an encoder on real speech in a stock recipe
 	@$(PY) egs/mini_an4/demo.py --encoder '$(ENCODER)' --espnet '$(ESPNET)'
 
-test: lint recipes test-triton test-parts ## everything, recipe runs included
+enh-extra: venv
+	@$(PY) -c 'import fast_bss_eval, mir_eval, pesq, pystoi' 2>/dev/null \
+	    || $(PY) -m pip install --quiet --editable '.[enh]'
+
+demo-enh: enh-extra recipes ## train and try our separator in a stock recipe of speech enhancement
+	@$(PY) egs/mini_an4/demo_enh.py --separator '$(SEPARATOR)'
+
+test: enh-extra lint recipes test-triton test-parts ## everything, recipe runs included
 	@$(MAKE) --no-print-directory --keep-going --output-sync=target -j $(JOBS) test-trained test-untrained
 
-test-quick: lint recipes test-triton-quick test-parts ## everything but the recipe runs
+test-quick: enh-extra lint recipes test-triton-quick test-parts ## everything but the recipe runs
 
 BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5
 
@@ -75,8 +84,9 @@ lint: venv ## style and types
 	@$(PY) -m ruff format --check $(CODE)
 	@$(PY) -m mypy
 # Programs are no package: mypy knows each by its file's name, and two of one name need two runs.
-	@$(PY) -m mypy $$(find egs -name '*.py' -not -path 'egs/so762/*')
+	@MYPYPATH=egs/se $(PY) -m mypy $$(find egs -name '*.py' -not -path 'egs/so762/*' -not -path 'egs/se/*')
 	@$(PY) -m mypy $$(find egs/so762 -name '*.py')
+	@MYPYPATH=egs:egs/so762 $(PY) -m mypy $$(find egs/se -name '*.py')
 
 bench-extra: venv
 	@$(PY) -c 'import mambapy, matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --editable '.[bench]'
