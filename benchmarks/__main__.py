@@ -2,11 +2,13 @@
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 # PyTorch's profiler says a lot that has nothing to do with us; it listens at its import.
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
-from benchmarks import decoding, encoders, layers, ops, plots, training
+from benchmarks import decoding, encoders, enhancement, layers, ops, plots, training
 from benchmarks.report import relative, report, unexplained
 from benchmarks.results import Bar, Measurement, Results, table
 from benchmarks.timing import Settings, machine, obey, versions
@@ -28,7 +30,10 @@ PARTS = {
     "hour": encoders.run_hour,
     "training": training.run,
     "decoding": decoding.run,
+    "enhancement": enhancement.run,
 }
+#: Parts of a full run; what is not among them is measured when it is asked for.
+USUAL = tuple(part for part in PARTS if part != "enhancement")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     settings = Settings(args.device, args.threads, args.scale, args.malloc)
     settings.apply()
     start = time.perf_counter()
-    parts = args.only or [name for name in PARTS if args.scale != "quick" or name != "hour"]
+    parts = args.only or [name for name in USUAL if args.scale != "quick" or name != "hour"]
     run: dict[str, Any] = {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -124,13 +129,15 @@ def _say(message: str) -> None:
 def all_bars(results: Results, device: str) -> list[Bar]:
     """Return every bar that the measured parts are held to on ``device``."""
     known = {m.benchmark for m in results}
-    rooms = {"encoder": encoders, "training": training}
+    rooms: dict[str, Callable[[Results], list[Bar]]] = {
+        "encoder": functools.partial(encoders.bars, device=device),
+        "training": training.bars,
+        "enhancement": enhancement.bars,
+    }
     if device == "cpu":
         # Theirs are the bars of the CPU's kernels.
-        rooms = {"scan": ops, "layer": layers} | rooms
-    return [
-        bar for name, room in rooms.items() if name in known for bar in room.bars(results, device)
-    ]
+        rooms = {"scan": ops.bars, "layer": layers.bars} | rooms
+    return [bar for name, bars in rooms.items() if name in known for bar in bars(results)]
 
 
 def load(file: Path) -> tuple[dict[str, Any], Results]:
@@ -154,7 +161,7 @@ def _table(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     run, results = load(args.json)
     bars = all_bars(results, run["settings"]["device"])
-    run["parts_missing"] = [part for part in PARTS if part not in run["minutes_of"]]
+    run["parts_missing"] = [part for part in USUAL if part not in run["minutes_of"]]
     shown: list[str] = []
     if args.plots:
         drawn = plots.draw(results, args.plots)

@@ -73,8 +73,8 @@ def _square(settings: Settings) -> Callable[[], object]:
     return lambda: a @ b
 
 
-def bars(results: Results, device: str) -> list[Bar]:
-    """Hold what was measured on ``device`` to the bars."""
+def bars(results: Results) -> list[Bar]:
+    """Hold what was measured to the bars."""
     lengths = [m.size["length"] for m in results.select("layer", "whole")]
     if not lengths:
         return []

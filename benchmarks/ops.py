@@ -91,8 +91,8 @@ def run(settings: Settings) -> list[Measurement]:
     return results
 
 
-def bars(results: Results, device: str) -> list[Bar]:
-    """Hold what was measured on ``device`` to the bars."""
+def bars(results: Results) -> list[Bar]:
+    """Hold what was measured to the bars."""
 
     def time(case: str, subject: str, batch: int, length: int, **more: Any) -> Measurement | None:
         size = {"batch": batch, "length": length, "dtype": "float32", **more}

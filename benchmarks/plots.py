@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.encoders import FLOOR
-from benchmarks.models import ENCODERS
 from benchmarks.results import Measurement, Results, ratio
 from espnet_bimamba.files import save_figure
 
@@ -45,6 +44,12 @@ def draw(results: Results, folder: Path) -> list[Path]:
     if times := [m for m in scans if m.samples]:
         title = "The selective scan forward, 512 channels, 16 states"
         files += _lines(folder / "scan-time", times, "length", title, "milliseconds", 1e3)
+    enhancement = results.select("enhancement", "forward", unit="s")
+    if times := [m for m in enhancement if m.samples]:
+        title = "A separator's forward pass"
+        files += _lines(
+            folder / "enhancement-time", times, "seconds", title, "seconds of computing"
+        )
     if speedups := _speedups(results):
         files += _bars(folder / "speed-up", speedups)
     return files
@@ -53,7 +58,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 def _style(subject: str) -> dict[str, Any]:
     if subject in (FLOOR, "c++"):
         return {"color": "black", "linestyle": ":", "marker": "."}
-    ours = subject.startswith("ours") or (subject in ENCODERS and ENCODERS[subject].ours)
+    ours = subject.startswith("ours") or "mamba" in subject
     line = "-" if ours else "--"
     return {"color": _COLORS.get(subject), "linestyle": line, "marker": "o", "markersize": 4}
 

@@ -39,6 +39,7 @@ def report(run: dict[str, Any], results: Results, bars: list[Bar], plots: list[s
         _encoders(results),
         _training(results),
         _decoding(results),
+        _enhancement(results),
         _left_out(results),
         "\n\n".join(f"![{Path(plot).stem}]({plot})" for plot in plots),
     ]
@@ -231,6 +232,10 @@ def _training(results: Results) -> str:
 
 def _training_parts(results: Results) -> str:
     rows = results.select("training parts", precision="float32")
+    return _parts(rows, "one step profiled")
+
+
+def _parts(rows: list[Measurement], what: str) -> str:
     if not rows:
         return ""
     subjects = list(dict.fromkeys(m.subject for m in rows))
@@ -239,7 +244,7 @@ def _training_parts(results: Results) -> str:
     for m in rows:
         by_part.setdefault(m.case, {})[m.subject] = m
     lines = [(part, *(_time(found.get(s)) for s in subjects)) for part, found in by_part.items()]
-    title = f"### Where the time goes, {size['batch']} x {size['seconds']:g} s, one step profiled"
+    title = f"### Where the time goes, {size['batch']} x {size['seconds']:g} s, {what}"
     return f"\n\n{title}\n\n" + _table(("part", *subjects), lines)
 
 
@@ -258,6 +263,31 @@ def _decoding(results: Results) -> str:
     text += f"CTC weight {size['ctc_weight']}, models not trained, hypotheses of a forced length."
     header = ("encoder", "recognition", "encoder's part", "share")
     return text + "\n\n" + _table(header, lines)
+
+
+def _enhancement(results: Results) -> str:
+    rows = results.select("enhancement", "forward", unit="s")
+    if not rows:
+        return ""
+    lengths = sorted({m.size["seconds"] for m in rows})
+    lines = []
+    for subject in dict.fromkeys(m.subject for m in rows):
+        cells = []
+        for seconds in lengths:
+            m = results.find("enhancement", "forward", subject, seconds=seconds)
+            cells.append(f"{m.median / seconds:.2g}" if m else "")
+        step = next((m for m in results.select("enhancement", "step", subject) if m.samples), None)
+        lines.append((subject, *cells, _time(step) if step else ""))
+    step = next(iter(results.select("enhancement", "step")), None)
+    batch = f"{step.size['batch']} x {step.size['seconds']:g} s" if step else ""
+    header = ("", *(f"RTF, {seconds:g} s" for seconds in lengths), f"training step, {batch}")
+    return (
+        "## Speech enhancement\n\nThe separators of `conf/se`, on spectra: what the paper's "
+        "Tables 2, 4, 6 and 14 ask.\n\n" + _table(header, lines)
+    ) + "".join(
+        _parts(results.select("enhancement parts", seconds=seconds), "one call profiled")
+        for seconds in lengths
+    )
 
 
 def _left_out(results: Results) -> str:

@@ -111,8 +111,8 @@ def _memory(
     ]
 
 
-def bars(results: Results, device: str) -> list[Bar]:
-    """Hold what was measured on ``device`` to the bars."""
+def bars(results: Results) -> list[Bar]:
+    """Hold what was measured to the bars."""
     found = []
     steps = results.select("training", "step", "conformer", precision="float32")
     for peer in steps:

@@ -80,10 +80,7 @@ def status(bars, id):
 
 def test_the_scans_bars():
     good = ops.bars(
-        scans(
-            ours={1000: 1.0, 4000: 4.0}, loop={1000: 15.0}, mambapy={1000: 30.0}, cpp={1000: 0.8}
-        ),
-        "cpu",
+        scans(ours={1000: 1.0, 4000: 4.0}, loop={1000: 15.0}, mambapy={1000: 30.0}, cpp={1000: 0.8})
     )
     assert status(good, "scan-forward-loop") == "met"
     assert status(good, "scan-forward-mambapy") == "met"
@@ -91,8 +88,7 @@ def test_the_scans_bars():
     assert status(good, "scan-linear") == "met"
     assert status(good, "scan-backward-loop") == "not measured"
     bad = ops.bars(
-        scans(ours={1000: 1.0, 4000: 6.0}, loop={1000: 9.0}, mambapy={1000: 20.0}, cpp={1000: 0.5}),
-        "cpu",
+        scans(ours={1000: 1.0, 4000: 6.0}, loop={1000: 9.0}, mambapy={1000: 20.0}, cpp={1000: 0.5})
     )
     assert status(bad, "scan-forward-loop") == "NOT MET (9x of 15x)"
     assert status(bad, "scan-forward-c++-1000") == "NOT MET (2x of 1.3x)"
@@ -163,10 +159,10 @@ def test_trainings_bars():
     size = {"batch": 8, "seconds": 10, "precision": "float32"}
     ours = seconds(1.2, benchmark="training", case="step", subject="conbimamba-ext", **size)
     peer = seconds(1.0, benchmark="training", case="step", subject="conformer", **size)
-    (bar,) = training.bars(Results([ours, peer]), "cpu")
+    (bar,) = training.bars(Results([ours, peer]))
     assert bar.status == "NOT MET (1.2x of 1.15x)"
     rows = [dataclasses.replace(m, unit="bytes") for m in (ours, peer)]
-    (bar,) = training.bars(Results(rows), "cpu")
+    (bar,) = training.bars(Results(rows))
     assert bar.status == "NOT MET (1.2x of 1x)"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import encoders, layers, ops, peers, timing
+from benchmarks import encoders, enhancement, layers, ops, peers, timing
 from benchmarks.products import operations_of, products_of
 from benchmarks.results import Measurement, Results
 from benchmarks.timing import Settings, in_fresh_process, peak_memory
@@ -115,6 +115,44 @@ def test_a_part_that_fails_takes_none_of_the_others_with_it(made, monkeypatch, t
         made("ops", "layers")
     run = json.loads((tmp_path / "tiny-cpu-ops-layers.json").read_text())
     assert subjects(run, "scan", "forward")
+
+
+def test_enhancement(made, capsys):
+    file, run, _ = made("enhancement")
+    measured = {"extbimamba3", "transformer4"}
+    for benchmark, case in (("enhancement", "forward"), ("enhancement", "step")):
+        assert subjects(run, benchmark, case) == measured
+    assert subjects(run, "enhancement parts", "selective scan") == {"extbimamba3"}
+    # At lengths of the tests there is nothing to hold to the bars, which are of 10 and 60 s.
+    assert run["bars"] == []
+    assert command_line.main(["report", str(file)]) == 0
+    report = capsys.readouterr().out
+    assert "|  | RTF, 0.5 s | RTF, 1 s | training step, 2 x 0.5 s |" in report
+    assert "### Where the time goes, 1 x 1 s, one call profiled" in report
+    drawn = [path.name for path in (file.parent / "plots-cpu").iterdir()]
+    assert sorted(drawn) == ["enhancement-time.png", "enhancement-time.svg"]
+
+
+def test_bars_of_enhancement_are_ratios_to_the_papers_peers():
+    def taken(subject, seconds, *samples):
+        size = {"seconds": seconds, "batch": 1}
+        return Measurement("enhancement", "forward", subject, "s", list(samples), size)
+
+    found = enhancement.bars(
+        Results(
+            [
+                taken("extbimamba3", 10, 1.0, 2.0, 3.0),
+                taken("transformer4", 10, 2.0, 2.0, 2.0),
+                taken("extbimamba3", 60, 6.0),
+                taken("transformer4", 60, 10.0),
+            ]
+        )
+    )
+    values = {bar.id: (bar.value, bar.met) for bar in found if bar.value}
+    assert values == {
+        "enhancement-extbimamba3-transformer4-10": (1.0, True),
+        "enhancement-extbimamba3-transformer4-60": (0.6, False),
+    }
 
 
 def test_an_hour(made):
