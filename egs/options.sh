@@ -19,10 +19,10 @@ help_or_value() { # what is left of the command line
     [ $# -gt 1 ] || refuse "option '$1' needs a value"
 }
 
-training_yaml() { # folder, model
-    local names yaml=$1/train_asr_$2.yaml
+training_yaml() { # folder, model, task: asr or enh
+    local names yaml=$1/train_$3_$2.yaml
     if [ ! -f "${yaml}" ]; then
-        names=$(cd "$1" && printf '%s\n' train_asr_*.yaml | sed 's/^train_asr_\(.*\)\.yaml$/  \1/')
+        names=$(cd "$1" && printf '%s\n' train_"$3"_*.yaml | sed "s/^train_$3_\(.*\)\.yaml$/  \1/")
         refuse "no model '$2' here; there are:"$'\n'"${names}"
     fi
     echo "${yaml}"

@@ -1,10 +1,14 @@
 """Scores of one pair of signals, at what is known of them."""
 
-import fast_bss_eval
 import numpy as np
 import pytest
 
 from tests.egs.programs import modules_of
+
+fast_bss_eval, *_ = (
+    pytest.importorskip(package, reason="the extra `enh` is not installed")
+    for package in ("fast_bss_eval", "pesq", "pystoi")
+)
 
 RATE = 16000
 HEADINGS = ["NB-PESQ", "WB-PESQ", "ESTOI", "CSIG", "CBAK", "COVL", "SI-SDR"]

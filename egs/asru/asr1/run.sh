@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-[ -n "${asr_config}" ] || asr_config=$(training_yaml "${configs}" "${model}")
+[ -n "${asr_config}" ] || asr_config=$(training_yaml "${configs}" "${model}" asr)
 
 [ -z "${corpus}" ] || ASRU=$(readlink -m "${corpus}")
 export ASRU=${ASRU:-}

@@ -10,7 +10,8 @@
 # up. `./enh.sh --help` in that copy lists ESPnet's options.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+. "${here}/../../options.sh"
 home=$(cd "${here}/../../.." && pwd)
 
 protocol=paper
@@ -25,21 +26,8 @@ enh_args=
 score_nj=2 # processes of stage 8
 options=()
 
-refuse() {
-    echo "$1" >&2
-    exit 2
-}
-
-number() {
-    [[ $2 =~ ^[0-9]+$ ]] || refuse "option $1: '$2' is no number"
-}
-
 while [ $# -gt 0 ]; do
-    if [ "$1" = --help ] || [ "$1" = -h ]; then
-        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-        exit
-    fi
-    [ $# -gt 1 ] || refuse "option '$1' needs a value"
+    help_or_value "$@"
     case $1 in
         --protocol) protocol=$2 ;;
         --model) model=$2 ;;
@@ -62,12 +50,7 @@ case ${protocol} in
     *) refuse "no protocol '${protocol}' here; there are: paper, so762" ;;
 esac
 configs=${home}/conf/${name}
-config=${configs}/train_enh_${model}.yaml
-if [ ! -f "${config}" ]; then
-    echo "no model '${model}' here; there are:" >&2
-    (cd "${configs}" && printf '%s\n' train_enh_*.yaml) | sed 's/^train_enh_\(.*\)\.yaml$/  \1/' >&2
-    exit 2
-fi
+config=$(training_yaml "${configs}" "${model}" enh)
 
 # Read by local/data.sh: as options of it, paths with spaces would fall apart in enh.sh.
 [ -z "${corpus}" ] || corpus=$(readlink -m "${corpus}")

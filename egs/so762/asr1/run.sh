@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-config=$(training_yaml "${configs}" "${model}")
+config=$(training_yaml "${configs}" "${model}" asr)
 
 # Read by local/data.sh: as an option of it, a path with spaces would fall apart in asr.sh.
 [ -z "${corpus}" ] || corpus=$(readlink -m "${corpus}")
