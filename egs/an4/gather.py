@@ -60,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"warning: {what}", file=sys.stderr)
     lines = table(rates, seeds)
     print(lines, end="")
-    write_whole(args.exp / "seeds.md", lines)
-    draw(rates, args.exp / "seeds.png", args.set)
+    try:
+        write_whole(args.exp / "seeds.md", lines)
+        draw(rates, args.exp / "seeds.png", args.set)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("", *files, sep="\n")
         if args.into:
             put(text, args.into, PROGRAM)
-    except BiMambaError as error:
+    except (BiMambaError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -250,12 +250,12 @@ def main(argv: list[str] | None = None) -> int:
         text = report(results)
         if args.into:
             put(text, args.into, PROGRAM)
-    except BiMambaError as error:
+        print(text)
+        if args.plot:
+            print("", *draw(results, args.plot), sep="\n")
+    except (BiMambaError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(text)
-    if args.plot:
-        print("", *draw(results, args.plot), sep="\n")
     return 0
 
 

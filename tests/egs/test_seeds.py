@@ -72,6 +72,12 @@ def test_the_papers_table_comes_out_with_its_mean_and_variance(exp, capsys):
     assert (exp / "seeds.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_table_that_cannot_be_written_is_said(exp, capsys):
+    (exp / "seeds.md").mkdir()
+    assert gather.main([str(exp)]) == 2
+    assert "seeds.md" in capsys.readouterr().err
+
+
 def test_everything_is_gathered_if_nothing_is_named(exp, capsys):
     (exp / "asr_conformer_seed666" / "RESULTS.md").unlink()
     assert gather.main([str(exp)]) == 0

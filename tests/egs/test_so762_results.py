@@ -296,6 +296,8 @@ def test_what_cannot_be_read_is_said(results, recipe, capsys):
     page.write_text("# Ours\n")
     assert "has no lines <!--" in refused(results, capsys, recipe, "--into", page)
     assert page.read_text() == "# Ours\n"
+    for option in ("--into", "--plot"):
+        assert str(page) in refused(results, capsys, recipe, option, page / "below")
     write(folder / "decode_x_asr_model_y/test/text", ["s1-a AB CD"])
     message = refused(results, capsys, recipe)
     assert "differ in 2 utterances, s1-b the first" in message
