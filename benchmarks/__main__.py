@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 from benchmarks import decoding, encoders, enhancement, layers, ops, plots, training
-from benchmarks.report import relative, report, unexplained
+from benchmarks.report import BUSY, relative, report, unexplained
 from benchmarks.results import Bar, Measurement, Results, table
 from benchmarks.timing import Settings, machine, obey, versions
 
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(do=do)
         if name == "report":
             command.add_argument(
+                "--remark", action="append", default=[], help="what a reader must know of the run"
+            )
+            command.add_argument(
                 "--plots", type=Path, help="folder of plots to show, below docs; drawn anew"
             )
         if name == "plot":
@@ -93,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         "versions": versions(),
         "minutes_of": {},
     }
-    if run["machine"]["load_before"] > 0.5:
+    if run["machine"]["load_before"] > BUSY:
         _say(f"the machine is busy (load {run['machine']['load_before']:.1f}): ratios will suffer")
     # A run of some parts does not take the place of one of all.
     name = "-".join([f"{args.scale}-{args.device}", *(args.only or [])])
@@ -162,6 +165,7 @@ def _report(args: argparse.Namespace) -> int:
     run, results = load(args.json)
     bars = all_bars(results, run["settings"]["device"])
     run["parts_missing"] = [part for part in USUAL if part not in run["minutes_of"]]
+    run["remarks"] = args.remark
     shown: list[str] = []
     if args.plots:
         drawn = plots.draw(results, args.plots)

@@ -141,7 +141,7 @@ def bars(results: Results, device: str) -> list[Bar]:
     ]
     for m in results.select("encoder", "hour", unit="total bytes", seconds=3600):
         limit = Measurement("encoder", "hour", "limit", "total bytes", [1e9])
-        what = f"encoder, 1 hour: peak memory of the process, {m.subject}"
+        what = f"encoder, 1 hour: peak memory in all, {m.subject}"
         memory = m if m.samples else None
         found.append(
             ratio_bar(
@@ -199,8 +199,9 @@ def _crossover_bar(results: Results, subject: str) -> Bar:
     return Bar(
         f"encoder-crossover-{subject}",
         f"encoder: {subject} is faster than the conformer from",
-        # Where it never gets faster, the longest length measured: far more than the bar.
-        found and found[0],
+        # Where it never gets faster, the longest length measured: far more than the bar. Between
+        # two lengths it is a guess, of two digits at the best.
+        found and float(f"{found[0]:.2g}"),
         most=10,
         unit=" s",
     )
@@ -327,10 +328,10 @@ def _walk_over(
     options: dict[str, Any],
     case: str = "forward",
 ) -> list[Measurement]:
-    """Measure memory and time in a fresh process, length after length; some may come again.
+    """Measure memory and time apart, length after length; some may come again.
 
-    If the process dies, which it most likely does of the longest length, another one goes through
-    all others.
+    If a process dies of it, which it most likely does of the longest length, another one goes
+    through all others.
     """
     order = {"subject": subject, "lengths": lengths, "kind": kind, "options": options}
     told = apart("benchmarks.encoders:walk", settings, **order)

@@ -3,12 +3,13 @@
 import contextlib
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.models import encoder
@@ -40,6 +41,7 @@ _PARTS = {
 }
 _REST = "the rest of PyTorch"
 _PYTHON = "Python between operations"
+_WAITING = "the card waits"
 _WHOLE = "whole call"
 SQUARE = "square product"
 
@@ -124,7 +126,8 @@ def parts(
 ) -> dict[str, float]:
     """Return the seconds that each part of a call takes, by PyTorch's profiler.
 
-    Its own cost is spread over all parts; what is left of the wall time, on the CPU, is Python's.
+    Its own cost is spread over all parts. On the CPU what is left of its wall time is Python's; on
+    CUDA what is left of ``whole``, in which the card waits, and parts are times of the card.
     Of several profiles the one is kept whose parts together come nearest to the time of the call:
     one that the system disturbs would show the disturbance, not the call.
 
@@ -137,6 +140,8 @@ def parts(
     """
     times = times or _CALLS_PROFILED[settings.scale]
     found = [_profile(call, settings, times) for _ in range(profiles)]
+    if settings.device == "cuda":
+        found = [_with_waiting(parts, whole) for parts in found]
     return min(found, key=lambda parts: abs(sum(parts.values()) - whole))
 
 
@@ -148,12 +153,28 @@ def _profile(call: Callable[[], object], settings: Settings, times: int) -> dict
             call()
         if cuda:
             torch.cuda.synchronize()
+    return _by_part(profiled.key_averages(), cuda, times)
+
+
+def _by_part(events: Iterable[Any], cuda: bool, times: int) -> dict[str, float]:
+    """Add up the seconds a call of a profile's rows, by part.
+
+    A row of an operation holds the time of the kernels that it launched; the kernels' own rows
+    and the spans of what was named would count it again.
+    """
     found = dict.fromkeys([*_PARTS, _REST], 0.0)
-    for event in profiled.key_averages():
+    for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue
         microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
-        part = _PYTHON if event.key == _WHOLE else _part(event.key)
+        part = _PYTHON if event.key == _WHOLE and not cuda else _part(event.key)
         found[part] = found.get(part, 0.0) + microseconds / 1e6 / times
     return {name: seconds for name, seconds in found.items() if seconds > 0}
+
+
+def _with_waiting(parts: dict[str, float], whole: float) -> dict[str, float]:
+    """Add the time in which the card has nothing to do."""
+    return parts | {_WAITING: max(0.0, whole - sum(parts.values()))}
 
 
 @contextlib.contextmanager

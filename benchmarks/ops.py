@@ -11,7 +11,14 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.results import Bar, Measurement, Results, ratio_bar
-from benchmarks.timing import Settings, apart, in_fresh_process, interleaved, peak_memory
+from benchmarks.timing import (
+    Settings,
+    apart,
+    first_sentence,
+    in_fresh_process,
+    interleaved,
+    peak_memory,
+)
 from espnet_bimamba.ops import selective_scan
 from espnet_bimamba.ops.backends import BACKENDS, Call, choose
 
@@ -195,10 +202,13 @@ def ours(backend: str | None = None) -> Scan:
 
 
 def scans(settings: Settings, dtype: str, backward: bool) -> tuple[dict[str, Scan], dict[str, str]]:
-    """Return the scans to compare by name, and why others are left out."""
-    call = Call("selective_scan", settings.device, getattr(torch, dtype), d_state=16)
+    """Return the scans to compare by name, and why others are left out.
+
+    "ours" is the backend that an encoder gets, others of ours are named.
+    """
+    call = Call("selective_scan", settings.device, getattr(torch, dtype), d_state=16, lengths=True)
     chosen = choose(call).backend.name
-    found: dict[str, Scan] = {"ours": ours()}
+    found: dict[str, Scan] = {"ours": ours(chosen)}
     for name, backend in BACKENDS.items():
         if name not in (chosen, "reference") and not backend.rejects(call):
             found[f"ours ({name})"] = ours(name)
@@ -230,7 +240,7 @@ def _compare(
         try:
             error = _error(_outputs(scan, inputs, backward), exact)
         except RuntimeError as reason:
-            why = str(reason).splitlines()[0]
+            why = first_sentence(reason)
             results.append(Measurement("scan", case, name, "s", [], size, why))
             continue
         results.append(Measurement("scan", case, name, "error", [error], size))
@@ -331,8 +341,8 @@ def times(settings: Settings, batch: int, length: int, dim: int) -> dict[str, li
 
 def _memory(shape: Shape, settings: Settings) -> list[Measurement]:
     results = []
-    subjects = ["ours", "loop"] + ([] if peers.mambapy_missing() else ["mambapy"])
-    for name in subjects:
+    found, _ = scans(settings, "float32", backward=True)
+    for name in found:
         order = {"subject": name, "batch": shape.batch, "length": shape.length, "dim": shape.dim}
         told = apart("benchmarks.ops:memory", settings, **order)
         size = shape.size("float32", tensors=told.get("tensors"))
@@ -344,7 +354,8 @@ def _memory(shape: Shape, settings: Settings) -> list[Measurement]:
 
 def memory(settings: Settings, subject: str, batch: int, length: int, dim: int) -> dict[str, float]:
     """Measure the peak of making the inputs and running forward and backward, in this process."""
-    scan = {"ours": ours(), "loop": peers.loop_scan, "mambapy": peers.mambapy_scan}[subject]
+    found, _ = scans(settings, "float32", backward=True)
+    scan = found[subject]
     warm = scan_inputs(Shape(1, 8, dim), settings.device)
     _caller(scan, warm, backward=True)()
     shape, kept = Shape(batch, length, dim), []

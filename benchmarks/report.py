@@ -14,6 +14,8 @@ from benchmarks.layers import SQUARE
 from benchmarks.models import ENCODERS
 from benchmarks.results import Bar, Measurement, Results
 
+#: Load from which on ratios suffer.
+BUSY = 0.5
 EXPLANATIONS = Path(__file__).with_name("explanations.toml")
 
 
@@ -56,6 +58,11 @@ def _head(run: dict[str, Any]) -> str:
     machine, settings = run["machine"], run["settings"]
     device = machine.get("gpu") or machine["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    remarks = "".join(f" {remark}" for remark in run.get("remarks", []))
+    if machine["load_before"] > BUSY:
+        remarks += (
+            " The machine had just had other work: read the spreads, compare only within a table."
+        )
     parts = ", ".join(run["minutes_of"])
     if missing := run.get("parts_missing"):
         parts += f" (not in this run: {', '.join(missing)})"
@@ -69,7 +76,7 @@ Written by `python -m benchmarks report` from the file that this command made on
 {machine["memory_bytes"] / 1e9:.0f} GB of memory; load before and after: \
 {machine["load_before"]:.1f}, {machine["load_after"]:.1f}; {run["minutes"]:.0f} minutes in all.
 {versions}.
-Parts: {parts}.
+Parts: {parts}.{remarks}
 
 Times are medians over alternating rounds; what is in brackets is the smallest and the largest.
 [How to read and repeat them](../benchmarks/README.md)."""
@@ -138,11 +145,12 @@ def _layers(results: Results) -> str:
             results.find("layer", case, whole.subject, **whole.size)
             for case in ("products", SQUARE)
         )
+        profile = _table(("part, under the profiler", "time", "share"), rows)
         blocks.append(
             f"### {whole.subject}, {whole.size['length']} frames\n\n"
             f"Whole: {_time(whole)}; its matrix products alone: {_time(products)}"
-            f"{_speed(products)}{_speed(square, ' where a large square product runs at')}.\n\n"
-            + _table(("part, under the profiler", "time", "share"), rows)
+            f"{_speed(products)}{_speed(square, ' where a large square product runs at')}."
+            + (f"\n\n{profile}" if found else "")
         )
     return "\n\n".join(["## Where the time goes, in inference", *blocks]) if blocks else ""
 
@@ -177,7 +185,7 @@ def _encoders(results: Results) -> str:
         rows_of_hour = [
             (m.subject, f"{m.size['seconds']:g} s", _time(m), _amount_of(results, m)) for m in hour
         ]
-        header = ("", "speech", "time", "peak memory of the process")
+        header = ("", "speech", "time", "peak memory in all")
         text += "\n\n### One hour\n\n" + _table(header, rows_of_hour)
     return text
 

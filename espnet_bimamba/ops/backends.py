@@ -194,15 +194,19 @@ def _triton_interprets() -> bool:
 
 
 def _probe_triton() -> str | None:
-    if reason := _missing("triton"):
+    if (reason := _missing("triton")) or _triton_interprets():
         return reason
-    version = importlib.metadata.version("triton")
-    compilers = ("gcc", "clang")
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        # Installed under another name, as by some builds of torch: whether it works is seen.
+        return None
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     # Up to here Triton compiles a launcher in C for each kind of call.
     own_launcher = tuple(map(int, version.split(".")[:2])) >= (3, 8)
-    if own_launcher or os.environ.get("CC") or any(map(shutil.which, compilers)):
+    if own_launcher or any(map(shutil.which, compilers)):
         return None
-    return f"Triton {version} needs a C compiler, {' or '.join(compilers)}, and finds none"
+    return f"Triton {version} needs a C compiler and finds no {' and no '.join(compilers)}"
 
 
 def _triton_supports(call: Call) -> str | None:
@@ -325,7 +329,7 @@ def _passed_over(backend: Backend, call: Call) -> str | None:
     if not (other := backend.yields(call)):
         return None
     name, why = other
-    return None if name not in BACKENDS or BACKENDS[name].rejects(call) else why
+    return None if BACKENDS[name].rejects(call) else why
 
 
 def _log(call: Call, choice: Choice) -> None:

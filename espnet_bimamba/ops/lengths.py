@@ -133,7 +133,7 @@ def padding_mask(lengths: Tensor, length: int) -> Tensor:
 
 
 def is_full(lengths: Lengths) -> bool:
-    """Whether it is known at no cost that no sequence has padding: on the CPU alone."""
+    """Whether it is known at little cost that no sequence has padding: on the CPU alone."""
     if lengths.frames.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return all(own == lengths.length for own in lengths.frames.tolist())

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from benchmarks import __main__ as command_line
 from benchmarks import encoders, enhancement, layers, ops, peers, timing
@@ -99,7 +101,13 @@ def test_models_and_the_report(made, capsys):
     assert subjects(run, "decoding", "encoder") == subjects(run, "decoding", "all") == recognized
     assert command_line.main(["report", str(file)]) == 0
     report = capsys.readouterr().out
-    for title in ("# Benchmarks", "## Bars", "## Encoders", "## Training step", "## Recognition"):
+    for title in (
+        "# Benchmarks on a CPU",
+        "## Bars",
+        "## Encoders",
+        "## Training step",
+        "## Recognition",
+    ):
         assert f"{title}\n" in report
     assert "conbimamba-ext" in report
     assert str(file.parent) not in report.replace(run["command"], "")
@@ -193,6 +201,54 @@ def test_peak_memory_is_what_a_call_touches():
 def test_a_fresh_process_that_fails_is_reported():
     told = in_fresh_process("benchmarks.nothing:here", TINY)
     assert "nothing" in told["failed"]
+
+
+def works(settings, value):
+    return {"value": value, "device": settings.device}
+
+
+def fails(settings):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 30 GiB. More\nadvice")
+
+
+def test_on_a_card_nothing_is_started_to_measure_apart(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    monkeypatch.setattr(timing, "in_fresh_process", lambda *_, **__: pytest.fail("a process"))
+    card = Settings(device="cuda", scale="tiny")
+    here = "tests.benchmarks.test_run"
+    assert timing.apart(f"{here}:works", card, value=3) == {"value": 3, "device": "cuda"}
+    assert timing.apart(f"{here}:fails", card) == {"failed": "CUDA out of memory"}
+    assert len(emptied) == 2
+
+
+def test_an_error_without_a_word_has_its_name():
+    assert timing.first_sentence(RuntimeError()) == "RuntimeError"
+
+
+def test_a_card_s_profile_counts_each_kernel_once():
+    """A row of an operation, its kernel's own row, and the spans of what was named."""
+
+    def row(key, kind, microseconds):
+        return SimpleNamespace(
+            key=key, device_type=kind, self_device_time_total=microseconds, self_cpu_time_total=9
+        )
+
+    cpu, cuda = DeviceType.CPU, DeviceType.CUDA
+    rows = [
+        row("aten::mm", cpu, 50),
+        row("sm90_gemm", cuda, 50),
+        row("selective_scan", cpu, 30),
+        row("_forward_kernel", cuda, 30),
+        row("selective_scan", cuda, 35),
+        row("whole call", cpu, 0),
+        row("whole call", cuda, 280),
+    ]
+    parts = layers._by_part(rows, cuda=True, times=2)
+    assert parts == pytest.approx({"projections": 25e-6, "selective scan": 15e-6})
+    waiting = layers._with_waiting(parts, whole=100e-6)
+    assert waiting["the card waits"] == pytest.approx(60e-6)
+    assert sum(layers._by_part(rows, cuda=False, times=1).values()) == pytest.approx(27e-6)
 
 
 def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):

@@ -326,8 +326,9 @@ def test_a_last_state_that_is_differentiated_is_not_for_mamba_ssm():
     [
         ("3.6.0", {"gcc"}, None, None),
         ("3.7.1", {"clang"}, None, None),
-        ("3.7.1", set(), "/opt/cc", None),
-        ("3.7.1", set(), None, "Triton 3.7.1 needs a C compiler, gcc or clang, and finds none"),
+        ("3.7.1", {"/opt/cc"}, "/opt/cc", None),
+        ("3.7.1", {"gcc"}, "/no/cc", "Triton 3.7.1 needs a C compiler and finds no /no/cc"),
+        ("3.7.1", set(), None, "Triton 3.7.1 needs a C compiler and finds no gcc and no clang"),
         ("3.8.0", set(), None, None),
         ("3.10.0+git1", set(), None, None),
     ],
@@ -341,7 +342,20 @@ def test_an_older_triton_is_taken_where_it_finds_a_compiler(
     monkeypatch.delenv("CC", raising=False)
     if cc:
         monkeypatch.setenv("CC", cc)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert BACKENDS["triton"].probe() == reason
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert BACKENDS["triton"].probe() is None, "the interpreter compiles nothing"
+
+
+def test_a_triton_of_another_distribution_is_tried(monkeypatch):
+    def no_such(name):
+        raise backends.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    monkeypatch.setattr(backends.importlib.metadata, "version", no_such)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    assert BACKENDS["triton"].probe() is None
 
 
 PADDED, TURNED = (Call("selective_scan", "cuda", **{what: True}) for what in ("lengths", "turned"))

@@ -78,6 +78,7 @@ def _final_states(window: Tensor, lengths: Tensor | None, width: int) -> Tensor:
     """Cut the last ``width - 1`` inputs of each sequence out of (batch, dim, width - 1 + L)."""
     batch, dim, total = window.shape
     if lengths is None:
-        return window[..., total - (width - 1) :]
+        # A copy: a view would keep the whole window in memory.
+        return window[..., total - (width - 1) :].clone()
     index = lengths[:, None] + torch.arange(width - 1, device=window.device)
     return window.gather(-1, index[:, None].expand(batch, dim, width - 1))

@@ -44,7 +44,7 @@ MOST_WARPS = 8
 # Each multiprocessor has four schedulers, and a program of one warp waits for memory often.
 PROGRAMS_PER_MULTIPROCESSOR = 32
 # Two passes over a sixth of the time each take a third of one pass over all of it, on a card that
-# is not full, and no longer on one that is. Measured: docs/performance.md.
+# is not full, and no longer on one that is.
 FEWEST_SEGMENTS = 6
 STAGES = tl.constexpr(4)
 # Each new length must not be a new kernel to compile.
