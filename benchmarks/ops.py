@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -20,7 +21,7 @@ from benchmarks.timing import (
     peak_memory,
 )
 from espnet_bimamba.ops import selective_scan
-from espnet_bimamba.ops.backends import BACKENDS, Call, choose
+from espnet_bimamba.ops.backends import BACKENDS, ENVIRONMENT_VARIABLE, Call, choose
 
 # Largest error over the largest reference value that a scan may have to be timed at all.
 GATE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -207,7 +208,7 @@ def scans(settings: Settings, dtype: str, backward: bool) -> tuple[dict[str, Sca
     "ours" is the backend that an encoder gets, others of ours are named.
     """
     call = Call("selective_scan", settings.device, getattr(torch, dtype), d_state=16, lengths=True)
-    chosen = choose(call).backend.name
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE) or choose(call).backend.name
     found: dict[str, Scan] = {"ours": ours(chosen)}
     for name, backend in BACKENDS.items():
         if name not in (chosen, "reference") and not backend.rejects(call):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.encoders import FLOOR, PAIRS, crossover
+from benchmarks.encoders import BESIDE, FLOOR, PAIRS, crossover
 from benchmarks.layers import SQUARE
 from benchmarks.models import ENCODERS
 from benchmarks.results import Bar, Measurement, Results
@@ -87,13 +87,13 @@ def _bars(bars: list[Bar], reasons: dict[str, str]) -> str:
         (
             bar.what,
             bar.show(bar.value),
-            " to ".join(map(bar.show, bar.spread)) if bar.spread else "",
+            " to ".join(map(bar.show, bar.spread)) + f" ({bar.rounds})" if bar.spread else "",
             bar.limit,
             bar.status,
         )
         for bar in bars
     ]
-    text = "## Bars\n\n" + _table(("what", "median", "single rounds", "bar", ""), rows)
+    text = "## Bars\n\n" + _table(("what", "median", "single rounds (how many)", "bar", ""), rows)
     unmet = [bar for bar in bars if bar.met is False]
     if unmet:
         text += "\n\nNot met:\n\n" + "\n".join(
@@ -175,12 +175,10 @@ def _encoders(results: Results) -> str:
             if found:
                 text += f"\n\n### {name}, {kind}, batch {batch}\n\n"
                 text += _by_length(results, found)
-    if chosen := results.select("attention"):
-        text += "\n\nPeers run with the faster of ESPnet's attentions: " + "; ".join(
-            f"{m.subject} {m.case} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})"
-            for m in chosen
-        )
-        text += "."
+    if beside := results.select("encoder", BESIDE, unit="s"):
+        text += "\n\nA minute in the processes of the longer ones, which these are held against: "
+        text += "; ".join(f"{m.subject} {_time(m)} ({m.size['precision']})" for m in beside) + "."
+    text += _attentions(results.select("attention"))
     if hour := results.select("encoder", "hour", unit="s"):
         rows_of_hour = [
             (m.subject, f"{m.size['seconds']:g} s", _time(m), _amount_of(results, m)) for m in hour
@@ -188,6 +186,19 @@ def _encoders(results: Results) -> str:
         header = ("", "speech", "time", "peak memory in all")
         text += "\n\n### One hour\n\n" + _table(header, rows_of_hour)
     return text
+
+
+def _attentions(chosen: list[Measurement]) -> str:
+    if not chosen:
+        return ""
+    return (
+        "\n\nPeers run with the faster of ESPnet's attentions: "
+        + "; ".join(
+            f"{m.subject} {m.case} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})"
+            for m in chosen
+        )
+        + "."
+    )
 
 
 def _amount_of(results: Results, m: Measurement) -> str:
@@ -199,7 +210,8 @@ def _in_words(found: tuple[float, bool] | None) -> str:
     if found is None:
         return "not measured"
     seconds, faster = found
-    return f"faster from {seconds:.2g} s on" if faster else f"slower up to {seconds:.2g} s"
+    seconds = float(f"{seconds:.2g}")
+    return f"faster from {seconds:g} s on" if faster else f"slower up to {seconds:g} s"
 
 
 def _by_length(results: Results, found: list[Measurement]) -> str:
@@ -234,6 +246,7 @@ def _training(results: Results) -> str:
         "## Training step\n\nForward, backward and Adam of a recognition model: the encoder above, "
         "an attention decoder of 6 blocks, CTC.\n\n"
         + _table(("encoder", "batch", "time", "peak memory"), lines)
+        + _attentions(results.select("attention in training"))
         + _training_parts(results)
     )
 
@@ -328,7 +341,8 @@ def _time(m: Measurement | None) -> str:
 def _speed(m: Measurement | None, words: str = ", at") -> str:
     if m is None or not m.size.get("operations"):
         return ""
-    return f"{words} {m.size['operations'] / m.median / 1e9:.3g} GFLOP/s"
+    speed = float(f"{m.size['operations'] / m.median / 1e9:.3g}")
+    return f"{words} {speed:g} GFLOP/s"
 
 
 def _gigabytes(m: Measurement) -> str:

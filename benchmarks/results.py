@@ -75,6 +75,7 @@ class Bar:
         most: It should be at most this.
         spread: The smallest and the largest value of a single round.
         unit: What stands behind the number, ``x`` for ratios.
+        rounds: How many rounds the spread is of.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Bar:
     most: float | None = None
     spread: tuple[float, float] | None = None
     unit: str = "x"
+    rounds: int = 0
 
     @property
     def met(self) -> bool | None:
@@ -157,7 +159,8 @@ def ratio_bar(
         value = scale * numerator.median / denominator.median
         return Bar(id, what, value, least, most, unit=unit)
     found = [scale * x for x in _ratios(numerator, denominator)]
-    return Bar(id, what, statistics.median(found), least, most, (min(found), max(found)), unit)
+    spread = min(found), max(found)
+    return Bar(id, what, statistics.median(found), least, most, spread, unit, len(found))
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> float:

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -203,7 +204,8 @@ def _probe_triton() -> str | None:
         return None
     compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     # Up to here Triton compiles a launcher in C for each kind of call.
-    own_launcher = tuple(map(int, version.split(".")[:2])) >= (3, 8)
+    release = re.match(r"(\d+)\.(\d+)", version)
+    own_launcher = not release or tuple(map(int, release.groups())) >= (3, 8)
     if own_launcher or any(map(shutil.which, compilers)):
         return None
     return f"Triton {version} needs a C compiler and finds no {' and no '.join(compilers)}"

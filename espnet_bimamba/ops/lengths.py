@@ -51,7 +51,7 @@ def check_lengths(
     values when it runs and raises RuntimeError.
 
     Args:
-        lengths: ``(B,)``, integer. Of :class:`Lengths` only the batch is checked.
+        lengths: ``(B,)``, integer. Of :class:`Lengths` no value is looked at.
         batch: ``B`` of the tensor that ``lengths`` describes.
         length: ``L`` of that tensor.
         device: Device of that tensor.
@@ -64,12 +64,7 @@ def check_lengths(
             integer dtype, or holds a value outside ``0 .. L``.
     """
     if isinstance(lengths, Lengths):
-        if (*lengths.frames.shape, lengths.length) != (batch, length):
-            raise LengthsError(
-                f"lengths are those of ({len(lengths.frames)}, {lengths.length}) (batch, length), "
-                f"the tensor is ({batch}, {length})"
-            )
-        return lengths.frames
+        return _those_of(lengths, batch, length, device)
     check_lengths_kind("lengths", lengths, batch)
     lengths = lengths.to(device=device, dtype=torch.int64)
     if torch.compiler.is_compiling():
@@ -84,6 +79,22 @@ def check_lengths(
             f"lengths must lie between 0 and {length}, the length of the tensor, got {values}"
         )
     return lengths
+
+
+def _those_of(known: Lengths, batch: int, length: int, device: torch.device) -> Tensor:
+    frames = known.frames
+    if (*frames.shape, known.length) != (batch, length):
+        raise LengthsError(
+            f"lengths are those of {(*frames.shape, known.length)} (batch, length), "
+            f"the tensor is {(batch, length)}"
+        )
+    # A kernel reads them where they are.
+    if frames.dtype != torch.int64 or frames.device != device:
+        raise LengthsError(
+            f"known lengths must be int64 on {device}, where the tensor is, "
+            f"got {frames.dtype} on {frames.device}"
+        )
+    return frames
 
 
 def check_lengths_kind(name: str, lengths: Tensor, batch: int) -> None:

@@ -331,6 +331,8 @@ def test_a_last_state_that_is_differentiated_is_not_for_mamba_ssm():
         ("3.7.1", set(), None, "Triton 3.7.1 needs a C compiler and finds no gcc and no clang"),
         ("3.8.0", set(), None, None),
         ("3.10.0+git1", set(), None, None),
+        ("3.8rc1", set(), None, None),
+        ("main", set(), None, None),
     ],
 )
 def test_an_older_triton_is_taken_where_it_finds_a_compiler(

@@ -41,6 +41,14 @@ def test_those_of_another_batch_are_refused(operator, known):
         operator(known)
 
 
+@every_operator
+def test_those_that_a_kernel_could_not_read_are_refused(operator):
+    with pytest.raises(LengthsError, match=r"must be int64 on cpu, .* got torch\.int32 on cpu"):
+        operator(Lengths(FRAMES.int(), 7))
+    with pytest.raises(LengthsError, match=r"got torch\.int64 on meta"):
+        operator(Lengths(FRAMES.to("meta"), 7))
+
+
 @pytest.mark.parametrize("bad", [[8, 4], [7, -1]])
 def test_what_does_not_fit_does_not_become_known(bad):
     with pytest.raises(LengthsError, match="between 0 and 7"):

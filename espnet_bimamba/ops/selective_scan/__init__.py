@@ -54,6 +54,7 @@ def selective_scan(
             first, which ``reverse`` names. The number of channels is even then.
         lengths: ``(batch,)``, integer. Each sequence is its own: outputs and gradients past its
             end are exactly zero, and what the padding holds, NaN included, reaches nothing.
+            :class:`~espnet_bimamba.ops.lengths.Lengths` are known to fit and not checked again.
         backend: Name of the backend; None chooses.
 
     Returns:

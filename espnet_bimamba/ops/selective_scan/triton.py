@@ -2,14 +2,14 @@
 
 A program scans a block of neighbouring channels step by step, with its state
 ``(state, channels)`` in registers: channels are the lanes of a warp, so that the sum over states
-stays within a thread and channels-last sequences are read coalesced. Nothing of size (batch, dim,
-length, state) ever exists. The forward pass keeps the state every :data:`CHUNK` steps; the
-backward pass recomputes the states of one chunk at a time into a scratch that does not grow with
-the length.
+stays within a thread and channels-last sequences are read coalesced. The forward pass keeps the
+state every :data:`CHUNK` steps; the backward pass recomputes the states of one chunk at a time,
+each program into a scratch of its own.
 
 Where batch and channels alone would leave the card idle, time is cut into segments that run side
 by side, in two passes: the first finds how each segment changes a state that enters it, a tiny
-scan chains the segments, and the second starts each one from the right state.
+scan chains the segments, and the second starts each one from the right state. The scratches of as
+many segments as there are chunks hold the states of all steps: memory is what that speed costs.
 
 Shapes: ``N`` states and ``D`` channels of a block.
 """
