@@ -13,6 +13,7 @@ from benchmarks.encoders import BESIDE, FLOOR, PAIRS, crossover
 from benchmarks.layers import SQUARE
 from benchmarks.models import ENCODERS
 from benchmarks.results import Bar, Measurement, Results
+from benchmarks.roofline import three_digits
 
 #: Load from which on ratios suffer.
 BUSY = 0.5
@@ -341,8 +342,7 @@ def _time(m: Measurement | None) -> str:
 def _speed(m: Measurement | None, words: str = ", at") -> str:
     if m is None or not m.size.get("operations"):
         return ""
-    speed = float(f"{m.size['operations'] / m.median / 1e9:.3g}")
-    return f"{words} {speed:g} GFLOP/s"
+    return f"{words} {three_digits(m.size['operations'] / m.median / 1e9)} GFLOP/s"
 
 
 def _gigabytes(m: Measurement) -> str:
