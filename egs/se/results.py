@@ -6,7 +6,6 @@ nothing has failed.
 """
 
 import argparse
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -25,12 +24,10 @@ from espnet_bimamba.files import save_figure
 sys.path.append(str(Path(__file__).resolve().parents[1] / "so762"))
 from bootstrap import DRAWS, Array, Resampling, interval
 from document import markdown, put
-from runs import ResultsError, epoch_lines, training_log
+from runs import ResultsError, epoch_lines, training_log, trainings
 
 PROGRAM = "egs/se/results.py"
 SET = "test"
-
-_FOLDER = re.compile(r"enh_(?P<model>.+)_seed(?P<seed>\d+)")
 
 type Scores = dict[str, dict[str, float]]
 
@@ -177,15 +174,8 @@ def read_runs(recipe: Path, mixtures: dict[str, Mixture]) -> list[Run]:
     Raises:
         ResultsError: There is none, or one of them is damaged.
     """
-    found = [
-        (match["model"], int(match["seed"]), folder)
-        for folder in recipe.glob("exp/enh_*_seed*")
-        if (match := _FOLDER.fullmatch(folder.name)) and (folder / "train.log").is_file()
-    ]
-    if not found:
-        raise ResultsError(f"{recipe}/exp holds no enh_MODEL_seedN with a train.log")
     runs = []
-    for model, seed, folder in sorted(found):
+    for model, seed, folder in trainings(recipe, "enh"):
         parameters, lines = training_log(folder)
         epochs = epoch_lines(lines, train="loss", valid="loss")
         scores = read_scores(folder / f"enhanced_{SET}" / "scoring", mixtures)

@@ -10,7 +10,7 @@ from espnet_bimamba.errors import BiMambaError
 #: The sets that are decoded.
 SETS = ("dev", "test")
 
-_FOLDER = re.compile(r"asr_(?P<model>.+)_seed(?P<seed>\d+)")
+_FOLDER = re.compile(r"[a-z]+_(?P<model>.+)_seed(?P<seed>\d+)")
 _EPOCH = re.compile(r"(\d+)epoch results: \[train\] (.*), \[valid\] (.*?)(?:, \[att_plot\] .*)?$")
 _PARAMETERS = re.compile(r"Total Number of model parameters: ([\d.]+ [KMB]?)")
 # Not `iter_time=0.1` and so on: those have no unit.
@@ -72,6 +72,26 @@ class Run:
     texts: dict[str, Text]
 
 
+def trainings(recipe: Path, task: str) -> list[tuple[str, int, Path]]:
+    """Find a recipe's trainings: model, seed and folder, ordered by model and seed.
+
+    Args:
+        recipe: The folder that holds ``exp``.
+        task: ``asr`` or ``enh``, how their folders begin.
+
+    Raises:
+        ResultsError: There is none.
+    """
+    found = [
+        (match["model"], int(match["seed"]), folder)
+        for folder in recipe.glob(f"exp/{task}_*_seed*")
+        if (match := _FOLDER.fullmatch(folder.name)) and (folder / "train.log").is_file()
+    ]
+    if not found:
+        raise ResultsError(f"{recipe}/exp holds no {task}_MODEL_seedN with a train.log")
+    return sorted(found)
+
+
 def read_all(recipe: Path) -> list[Run]:
     """Read all of a recipe's trainings, ordered by model and seed.
 
@@ -81,14 +101,7 @@ def read_all(recipe: Path) -> list[Run]:
     Raises:
         ResultsError: There is none, or one of them is damaged.
     """
-    found = [
-        (match["model"], int(match["seed"]), folder)
-        for folder in recipe.glob("exp/asr_*_seed*")
-        if (match := _FOLDER.fullmatch(folder.name)) and (folder / "train.log").is_file()
-    ]
-    if not found:
-        raise ResultsError(f"{recipe}/exp holds no asr_MODEL_seedN with a train.log")
-    return [read(folder, model, seed, recipe) for model, seed, folder in sorted(found)]
+    return [read(folder, model, seed, recipe) for model, seed, folder in trainings(recipe, "asr")]
 
 
 def read(folder: Path, model: str, seed: int, recipe: Path) -> Run:
