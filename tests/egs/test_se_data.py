@@ -1,5 +1,6 @@
 """The sets of egs/se, made from made-up corpora: mixtures, and what no two sets share."""
 
+import itertools
 import shutil
 from types import SimpleNamespace
 
@@ -57,6 +58,40 @@ def test_coloured_noise_falls_as_it_says(local, alpha):
     levels = [np.log(power[(frequencies >= f) & (frequencies < g)].mean()) for f, g in octaves]
     slope = np.polyfit(np.log([f for f, _ in octaves]), levels, 1)[0]
     assert slope == pytest.approx(-alpha, abs=0.05)
+
+
+PARTS_OF_TRAINING = ("coloured", "swelling", "band", "tones", "clicks", "hum", "_slow", "_faded")
+
+
+@pytest.mark.parametrize("kind", ["music", "engine", "workshop"])
+def test_what_testing_hears_is_made_of_nothing_that_training_hears(local, monkeypatch, kind):
+    synthesis = local["synthesis"]
+    made = synthesis.TESTING[kind]
+    expected = made(random(), 2 * RATE)
+    for part in PARTS_OF_TRAINING:
+        monkeypatch.delattr(synthesis, part)
+    np.testing.assert_array_equal(made(random(), 2 * RATE), expected)
+
+
+def crookedness(noise):
+    """How far the levels of third octaves from 100 Hz to 6 kHz lie from a straight line, in dB."""
+    power = abs(np.fft.rfft(noise)) ** 2
+    frequencies = np.fft.rfftfreq(len(noise), 1 / RATE)
+    edges = 100 * 2 ** (np.arange(19) / 3)
+    bands = itertools.pairwise(edges)
+    levels = [10 * np.log10(power[(frequencies >= f) & (frequencies < g)].mean()) for f, g in bands]
+    thirds = np.arange(18)
+    line = np.polyval(np.polyfit(thirds, levels, 1), thirds)
+    return np.sqrt(np.mean((levels - line) ** 2))
+
+
+def test_no_colour_of_training_is_near_what_testing_hears(local):
+    synthesis = local["synthesis"]
+    colours = [synthesis.coloured(random(), 10 * RATE, alpha) for alpha in synthesis.ALPHAS]
+    assert max(map(crookedness, colours)) < 0.5
+    for kind in synthesis.TESTING.values():
+        for seed in range(5):
+            assert crookedness(kind(random(seed), 10 * RATE)) > 3
 
 
 def test_babble_is_its_voices_all_as_loud(local):

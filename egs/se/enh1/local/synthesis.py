@@ -1,7 +1,9 @@
 """Noise from numpy and scipy alone: what anyone can make, the same from the same seed.
 
-Two lists of kinds that share none: training hears the ones, testing the others. The latter are
-likenesses of the paper's four: voices, music in the street, an engine, a workshop.
+Two lists of kinds that share none, nor anything that they are made of: training hears the ones,
+testing the others. The latter are likenesses of the paper's four: voices, music in the street, an
+engine, a workshop. None of these has coloured noise in it, a band of noise or a burst of it: they
+are pulses and white noise through resonances and combs, and notes.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,29 +103,43 @@ def music(random: Random, samples: int) -> Array:
         for note in notes:
             _add(total, start, _plucked(random, root * 2 ** (note / 12)))
         if on_beat:
-            drum = np.exp(-np.arange(2000) / 300) * random.standard_normal(2000)
-            _add(total, start, 0.6 * drum)
+            _add(total, start, _drummed(random))
     return normalized(total)
 
 
 def engine(random: Random, samples: int) -> Array:
-    """Return an engine as in a cockpit: harmonics whose pitch wanders, over a roar."""
-    pitch = random.uniform(80, 140) * (1 + 0.05 * (_slow(random, samples, 0.5) - 1))
-    phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    whine = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 30))
-    roar = coloured(random, samples, 0.75) * _slow(random, samples, 6.0)
-    return normalized(0.5 * normalized(np.asarray(whine)) + normalized(roar))
+    """Return an engine as in a cockpit: it fires at a wandering pace, and air rushes by.
+
+    Both go through the pipes of one body; the air, white noise, through a comb before.
+    """
+    pace = random.uniform(80, 140) * (1 + 0.03 * _wandering(random, samples))
+    fired = np.diff(np.floor(np.cumsum(pace) / RATE), prepend=0.0)
+    fired *= random.uniform(0.5, 1.5, samples)
+    air = _combed(random.standard_normal(samples), random.uniform(0.002, 0.006), 0.8)
+    body = random.uniform([150, 500, 1200, 2600], [350, 1000, 2200, 5000])
+    total = normalized(fired) + 0.4 * normalized(air)
+    return normalized(_resonant(total, body, widths=0.15 * body))
 
 
 def workshop(random: Random, samples: int) -> Array:
-    """Return hammer strokes that ring, a saw now and then, and machines behind them."""
-    total = 0.5 * coloured(random, samples, 1.25)
+    """Return hammer strokes that ring, a saw that rasps now and then, and a machine that drones.
+
+    The saw is white noise that comes tooth by tooth, through the resonances of its blade; the
+    machine a carrier that is modulated in phase and height.
+    """
+    time = np.arange(samples) / RATE
+    turning = 2 * np.pi * random.uniform(20, 35) * time
+    machine = (1 + 0.8 * np.sin(turning / 3)) * np.sin(
+        2 * np.pi * random.uniform(300, 700) * time + random.uniform(3, 8) * np.sin(turning)
+    )
+    total = 0.5 * normalized(machine)
     for start in np.cumsum(random.uniform(0.15, 0.9, int(samples / RATE / 0.4) + 1)) * RATE:
         _add(total, int(start), random.uniform(1, 6) * _struck(random))
-    sawing = _faded(_slow(random, samples, 0.4) > 1.0)
-    saw = signal.sawtooth(2 * np.pi * random.uniform(90, 200) * np.arange(samples) / RATE)
-    total += sawing * (0.6 * saw + 0.6 * coloured(random, samples, -0.5))
-    return normalized(total)
+    teeth = (random.uniform(90, 200) * time) % 1
+    blade = random.uniform([900, 2500], [1800, 6000])
+    rasp = _resonant((1 - teeth) ** 4 * random.standard_normal(samples), blade, 0.1 * blade)
+    strokes = np.clip(_wandering(random, samples), 0, None)
+    return normalized(total + strokes * normalized(rasp))
 
 
 def babble(random: Random, samples: int, voices: Sequence[Array]) -> Array:
@@ -174,6 +190,40 @@ def _faded(on: npt.NDArray[np.bool_]) -> Array:
     return signal.convolve(on.astype(np.float64), np.full(160, 1 / 160), mode="same")
 
 
+def _wandering(random: Random, samples: int) -> Array:
+    """Return a curve around 0 with power 1: slow sines of which none is a multiple of another."""
+    time = np.arange(samples) / RATE
+    paces = random.uniform([0.1, 0.3, 0.7], [0.2, 0.5, 1.1])
+    starts = random.uniform(0, 2 * np.pi, 3)
+    waves = np.sin(2 * np.pi * np.outer(paces, time) + starts[:, None])
+    return np.asarray(waves.sum(axis=0) * np.sqrt(2 / 3))
+
+
+def _combed(samples: Array, seconds: float, share: float) -> Array:
+    """Return the samples with their echoes, each ``seconds`` after the one before."""
+    delay = int(seconds * RATE)
+    return np.asarray(signal.lfilter([1.0], [1.0, *np.zeros(delay - 1), -share], samples))
+
+
+def _resonant(samples: Array, frequencies: Array, widths: Array) -> Array:
+    """Return the samples through resonances beside each other, all as loud; in Hz."""
+    radii = np.exp(-np.pi * widths / RATE)
+    total = np.zeros(len(samples))
+    for frequency, radius in zip(frequencies, radii, strict=True):
+        poles = [1.0, -2 * radius * np.cos(2 * np.pi * frequency / RATE), radius**2]
+        total += normalized(np.asarray(signal.lfilter([1.0], poles, samples)))
+    return total
+
+
+def _drummed(random: Random) -> Array:
+    """Return a beat on a drum: the partials of a round skin, the higher the shorter."""
+    time = np.arange(RATE // 4) / RATE
+    base = random.uniform(70, 110)
+    skin = (1.0, 1.593, 2.136, 2.296, 2.653, 2.918)
+    beats = [np.exp(-12 * time * mode) * np.sin(2 * np.pi * base * mode * time) for mode in skin]
+    return np.asarray(0.6 * sum(beats))
+
+
 def _plucked(random: Random, frequency: float) -> Array:
     time = np.arange(RATE) / RATE
     note = np.zeros(RATE)
@@ -188,7 +238,8 @@ def _plucked(random: Random, frequency: float) -> Array:
 def _struck(random: Random) -> Array:
     """Return a piece of metal under the hammer: partials that are no harmonics."""
     time = np.arange(RATE // 3) / RATE
-    stroke = np.exp(-time * 400) * random.standard_normal(len(time))
+    stroke = np.zeros(len(time))
+    stroke[0] = 3.0
     for frequency in np.exp(random.uniform(np.log(400), np.log(6500), 6)):
         stroke += 0.4 * np.exp(-time * random.uniform(8, 60)) * np.sin(2 * np.pi * frequency * time)
     return stroke
