@@ -1,6 +1,11 @@
-"""The paper's separators: its Tables 2, 4, 6 and 14 ask for a training step and for inference."""
+"""The paper's separators: its Tables 2, 4, 6 and 14 ask for a training step and for inference.
 
-from collections.abc import Callable
+Causal ones of Mamba are streamed as well, frame by frame as sound comes.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +18,14 @@ from benchmarks.results import Bar, Measurement, Results, ratio_bar
 from benchmarks.timing import ROOT, Settings, interleaved
 from espnet_bimamba.separators.bimamba import BiMambaSeparator
 from espnet_bimamba.separators.loss import CompressedMagnitudeMSE
+from espnet_bimamba.separators.stft import SqrtHannDecoder, SqrtHannEncoder
 
-BINS = 257
-#: 16 kHz at a hop of 256.
-FRAMES_A_SECOND = 62.5
+RATE = 16000
+WINDOW, HOP = 512, 256
+STFT: dict[str, Any] = {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP}
+TRANSFORMS: tuple[Any, Any] = (SqrtHannEncoder, SqrtHannDecoder)
+BINS = WINDOW // 2 + 1
+FRAMES_A_SECOND = RATE / HOP
 
 #: Ours -> the paper's peer of it: with attention, of a like size or with one mixer for the other.
 PEERS = {
@@ -47,6 +56,8 @@ class Sizes:
         batch: Mixtures of a training step.
         trained: Seconds of each.
         seconds: Time for the rounds of one case.
+        streams: Those that are streamed, on the CPU.
+        streamed: Seconds of the mixture that they get.
     """
 
     subjects: tuple[str, ...]
@@ -54,17 +65,19 @@ class Sizes:
     batch: int = 4
     trained: float = 5
     seconds: float = 20.0
+    streams: tuple[str, ...] = ("mamba4",)
+    streamed: float = 30
 
 
 SIZES = {
     "full": Sizes(tuple(dict.fromkeys([*PEERS, *DIRECTIONS, *PEERS.values()]))),
-    "quick": Sizes(("extbimamba3", "transformer4"), durations=(10,), batch=1, seconds=3),
-    "tiny": Sizes(("extbimamba3", "transformer4"), (0.5, 1), batch=2, trained=0.5),
+    "quick": Sizes(("extbimamba3", "transformer4"), (10,), batch=1, seconds=3, streamed=10),
+    "tiny": Sizes(("extbimamba3", "transformer4"), (0.5, 1), 2, trained=0.5, streamed=0.5),
 }
 
 
 def run(settings: Settings) -> list[Measurement]:
-    """Measure inference over length, its parts, and a training step."""
+    """Measure inference over length, its parts, streaming, and a training step."""
     sizes = SIZES[settings.scale]
     results: list[Measurement] = []
     for duration in sizes.durations:
@@ -85,6 +98,12 @@ def run(settings: Settings) -> list[Measurement]:
                 ).items()
             ]
         del calls
+    if settings.device == "cpu":
+        size = {"seconds": sizes.streamed, "batch": 1, "threads": 1}
+        results += [
+            Measurement("enhancement", "frame", s, "s", streaming(s, settings, sizes), size)
+            for s in sizes.streams
+        ]
     size = {"seconds": sizes.trained, "batch": sizes.batch}
     steps = {s: training_step(s, settings, sizes) for s in sizes.subjects}
     results += [
@@ -134,6 +153,55 @@ def enhance(model: BiMambaSeparator, inputs: tuple[Tensor, Tensor]) -> Callable[
             return model(*inputs)[0]
 
     return call
+
+
+class Stream:
+    """Sound in, enhanced sound out, a hop at a time: transform, separator, transform back.
+
+    Args:
+        model: A causal separator of Mamba.
+    """
+
+    def __init__(self, model: BiMambaSeparator) -> None:
+        self.encoder, self.decoder = (make(**STFT) for make in TRANSFORMS)
+        self.model = model
+        self.states: Any = None
+        self.heard = torch.zeros(1, WINDOW)
+        self.begun = torch.zeros(1, HOP)
+
+    def enhance(self, hop: Tensor) -> Tensor:
+        """Take the next ``(1, hop)`` samples; return those enhanced that came a hop before."""
+        self.heard = torch.cat([self.heard[:, HOP:], hop], dim=1)
+        frame = self.encoder.forward_streaming(self.heard)
+        (frame, *_), self.states, _ = self.model.forward_streaming(frame, self.states)
+        wave = self.decoder.forward_streaming(frame)
+        # The squares of both windows add up to one.
+        done, self.begun = self.begun + wave[:, :HOP], wave[:, HOP:]
+        return done
+
+
+def streaming(subject: str, settings: Settings, sizes: Sizes) -> list[float]:
+    """Return the seconds that each frame of a stream takes, in one thread."""
+    stream = Stream(separator(subject, settings))
+    hops = torch.randn(1, int(sizes.streamed * FRAMES_A_SECOND) * HOP).split(HOP, dim=1)
+    samples = []
+    with _one_thread(), torch.inference_mode():
+        stream.enhance(hops[0])
+        for hop in hops:
+            start = time.perf_counter()
+            stream.enhance(hop)
+            samples.append(time.perf_counter() - start)
+    return samples
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def training_step(subject: str, settings: Settings, sizes: Sizes) -> Callable[[], None]:

@@ -4,12 +4,14 @@ No figure is typed by hand, but in the reasons why bars are not met.
 """
 
 import os
+import statistics
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.encoders import BESIDE, FLOOR, PAIRS, crossover
+from benchmarks.enhancement import FRAMES_A_SECOND
 from benchmarks.layers import SQUARE
 from benchmarks.models import ENCODERS
 from benchmarks.results import Bar, Measurement, Results
@@ -304,12 +306,31 @@ def _enhancement(results: Results) -> str:
     batch = f"{step.size['batch']} x {step.size['seconds']:g} s" if step else ""
     header = ("", *(f"RTF, {seconds:g} s" for seconds in lengths), f"training step, {batch}")
     return (
-        "## Speech enhancement\n\nThe separators of `conf/se`, on spectra: what the paper's "
-        "Tables 2, 4, 6 and 14 ask.\n\n" + _table(header, lines)
-    ) + "".join(
-        _parts(results.select("enhancement parts", seconds=seconds), "one call profiled")
-        for seconds in lengths
+        (
+            "## Speech enhancement\n\nThe separators of `conf/se`, on spectra: what the paper's "
+            "Tables 2, 4, 6 and 14 ask.\n\n" + _table(header, lines)
+        )
+        + "".join(
+            _parts(results.select("enhancement parts", seconds=seconds), "one call profiled")
+            for seconds in lengths
+        )
+        + _streaming(results)
     )
+
+
+def _streaming(results: Results) -> str:
+    rows = results.select("enhancement", "frame")
+    if not rows:
+        return ""
+    lines = []
+    for m in rows:
+        rtf = sum(m.samples) / len(m.samples) * FRAMES_A_SECOND
+        late = statistics.quantiles(m.samples, n=100, method="inclusive")[98]
+        lines.append((m.subject, f"{rtf:.2g}", f"{1e3 * m.median:.3g}", f"{1e3 * late:.3g}"))
+    text = f"\n\n### Streaming, {rows[0].size['seconds']:g} s, one thread\n\n"
+    text += f"Frame by frame, {1e3 / FRAMES_A_SECOND:g} ms each, with `stft_sqrt_hann` there and "
+    text += "back; sound comes out 32 ms after it came in, and what a frame takes.\n\n"
+    return text + _table(("", "RTF", "ms a frame, median", "99th percentile"), lines)
 
 
 def _left_out(results: Results) -> str:

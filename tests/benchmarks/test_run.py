@@ -9,7 +9,7 @@ import torch
 from torch._C._autograd import DeviceType
 
 from benchmarks import __main__ as command_line
-from benchmarks import encoders, enhancement, layers, ops, peers, timing
+from benchmarks import encoders, enhancement, layers, ops, peers, report, timing
 from benchmarks.products import operations_of, products_of
 from benchmarks.results import Measurement, Results
 from benchmarks.timing import Settings, in_fresh_process, peak_memory
@@ -100,7 +100,7 @@ def test_models_and_the_report(made, capsys):
     recognized = {"conbimamba-ext", "conbimamba-inn", "conformer"}
     assert subjects(run, "decoding", "encoder") == subjects(run, "decoding", "all") == recognized
     assert command_line.main(["report", str(file)]) == 0
-    report = capsys.readouterr().out
+    written = capsys.readouterr().out
     for title in (
         "# Benchmarks on a CPU",
         "## Bars",
@@ -108,9 +108,9 @@ def test_models_and_the_report(made, capsys):
         "## Training step",
         "## Recognition",
     ):
-        assert f"{title}\n" in report
-    assert "conbimamba-ext" in report
-    assert str(file.parent) not in report.replace(run["command"], "")
+        assert f"{title}\n" in written
+    assert "conbimamba-ext" in written
+    assert str(file.parent) not in written.replace(run["command"], "")
     assert command_line.main(["table", str(file)]) == 0
 
 
@@ -131,14 +131,47 @@ def test_enhancement(made, capsys):
     for benchmark, case in (("enhancement", "forward"), ("enhancement", "step")):
         assert subjects(run, benchmark, case) == measured
     assert subjects(run, "enhancement parts", "selective scan") == {"extbimamba3"}
+    assert subjects(run, "enhancement", "frame") == {"mamba4"}
+    (streamed,) = [m for m in run["measurements"] if m["case"] == "frame"]
+    assert streamed["size"] == {"seconds": 0.5, "batch": 1, "threads": 1}
+    assert len(streamed["samples"]) == 31, "as many hops of 16 ms as half a second has"
     # At lengths of the tests there is nothing to hold to the bars, which are of 10 and 60 s.
     assert run["bars"] == []
     assert command_line.main(["report", str(file)]) == 0
-    report = capsys.readouterr().out
-    assert "|  | RTF, 0.5 s | RTF, 1 s | training step, 2 x 0.5 s |" in report
-    assert "### Where the time goes, 1 x 1 s, one call profiled" in report
+    written = capsys.readouterr().out
+    assert "|  | RTF, 0.5 s | RTF, 1 s | training step, 2 x 0.5 s |" in written
+    assert "### Where the time goes, 1 x 1 s, one call profiled" in written
+    assert "### Streaming, 0.5 s, one thread" in written
+    assert "|  | RTF | ms a frame, median | 99th percentile |" in written
     drawn = [path.name for path in (file.parent / "plots-cpu").iterdir()]
     assert sorted(drawn) == ["enhancement-time.png", "enhancement-time.svg"]
+
+
+def test_a_streams_table_has_its_factor_its_median_and_its_last_hundredth():
+    # 99 frames of 1 ms and 2 of 9 ms: of 101 the hundredth is one of the latter.
+    samples = [0.001] * 99 + [0.009] * 2
+    size = {"seconds": 30, "batch": 1, "threads": 1}
+    frames = Measurement("enhancement", "frame", "mamba4", "s", samples, size)
+    # (99 + 18) ms over 101 hops of 16 ms.
+    assert "| mamba4 | 0.072 | 1 | 9 |" in report._streaming(Results([frames]))
+
+
+@torch.no_grad()
+def test_what_is_streamed_is_what_the_whole_signal_gives():
+    model = enhancement.separator("mamba4", TINY)
+    stream, sound = enhancement.Stream(model), torch.randn(1, 20 * enhancement.HOP)
+    out = torch.cat([stream.enhance(hop) for hop in sound.split(enhancement.HOP, dim=1)], dim=1)
+    # Nothing is known before the first hop: zeros, where the centred transform reflects.
+    whole = torch.cat([torch.zeros(1, enhancement.HOP), sound], dim=1)
+    encoder, decoder = (make(**enhancement.STFT, center=False) for make in enhancement.TRANSFORMS)
+    lengths = torch.tensor([whole.shape[1]])
+    (source,), _, _ = model(*encoder(whole, lengths))
+    expected, _ = decoder(source, lengths)
+    # Of the last hop there is one window only.
+    inner = slice(enhancement.HOP, -enhancement.HOP)
+    delayed = out[:, enhancement.HOP :]
+    assert (delayed - expected[:, inner]).abs().max() < 1e-5
+    assert delayed.abs().max() > 0.1
 
 
 def test_bars_of_enhancement_are_ratios_to_the_papers_peers():
