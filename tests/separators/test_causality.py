@@ -6,11 +6,14 @@ from torch import nn
 
 from espnet_bimamba.convolution import PaddedConvolutionModule
 from espnet_bimamba.separators.bimamba import BiMambaSeparator
+from espnet_bimamba.separators.stft import SqrtHannDecoder, SqrtHannEncoder
 from tests.separators.zoo import BINS, KINDS, ROWS, build, every_kind, spectra
 
 # More frames than the kernel of 32 sees.
 FRAMES = 40
 CUT = 35
+# As many bins as the separators under test have; the paper's are 512 and 256.
+WINDOW, HOP = 2 * (BINS - 1), BINS - 1
 # At the paper's depth and kernel, in few channels.
 SIZES = {
     name: {"conformer_enc_kernel_size": 32} if row.options["block_type"] == "conformer" else {}
@@ -72,6 +75,30 @@ def test_every_kind_of_a_row_is_among_those_that_other_tests_take():
     assert kinds >= {
         (row.options["block_type"], row.options["mamba_type"]) for row in ROWS.values()
     }
+
+
+@every_causal_row
+@torch.no_grad()
+def test_from_sound_to_sound_only_a_window_is_waited_for(options):
+    """A sample is in two windows, of which the later ends up to a window behind it."""
+    separator, sizes = build(options), {"n_fft": WINDOW, "win_length": WINDOW, "hop_length": HOP}
+    encoder, decoder = SqrtHannEncoder(**sizes), SqrtHannDecoder(**sizes)
+
+    def enhanced(x):
+        lengths = torch.tensor([x.shape[1]])
+        (source, *_), _, _ = separator(*encoder(x, lengths))
+        return decoder(source, lengths)[0]
+
+    x = torch.randn(1, 40 * HOP, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = enhanced(x)
+    for cut in (35 * HOP, 35 * HOP + 1, 36 * HOP - 1):
+        other = x.clone()
+        other[:, cut:] += 1.0
+        moved = (enhanced(other) - before)[0].abs()
+        assert moved[: cut - (WINDOW - 1)].max() < 1e-12
+        assert moved[cut:].max() > 0.01
+    # The last cut is at the end of a window, whose first sample has no weight.
+    assert moved[cut - (WINDOW - 2)] > 1e-6
 
 
 @pytest.mark.parametrize(
