@@ -112,7 +112,9 @@ class StreamingHost(LayerStackHost):
             xs_pad: See :meth:`MixerHost.forward` and :meth:`forward_chunk`.
             ilens: Likewise.
             prev_states: Likewise.
-            *args: The stock encoder's further arguments, of whole utterances only.
+            *args: The stock encoder's further arguments, of whole utterances only; or, where the
+                first of them is a flag, ``is_final`` and ``infer_mode`` in the places that they
+                have in ESPnet's contextual-block encoders.
             is_final: Whether the chunk is the last one.
             infer_mode: Whether ``xs_pad`` is a chunk; passed over in training, as in ESPnet's
                 contextual-block encoders.
@@ -120,7 +122,14 @@ class StreamingHost(LayerStackHost):
 
         Returns:
             See :meth:`MixerHost.forward` and :meth:`forward_chunk`.
+
+        Raises:
+            TypeError: After two flags there is something more.
         """
+        # In the same place Conformer and Transformer have `masks`, which are no flag.
+        if args and isinstance(args[0], bool):
+            is_final, infer_mode = _flags(*args)
+            args = ()
         if infer_mode and not self.training:
             return self.forward_chunk(xs_pad, ilens, prev_states, is_final)
         return super().forward(xs_pad, ilens, prev_states, *args, **kwargs)
@@ -212,6 +221,10 @@ class StreamingHost(LayerStackHost):
                 layer.conv_module = PaddedConvolutionModule(
                     channels, kernel, module.activation, causal=True
                 )
+
+
+def _flags(is_final: bool, infer_mode: bool = False) -> tuple[bool, bool]:
+    return is_final, infer_mode
 
 
 def _check_no_padding(xs: Tensor, ilens: Tensor) -> None:

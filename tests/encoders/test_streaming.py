@@ -1,6 +1,7 @@
 """A causal encoder's chunks give what the whole utterance gives, in memory that does not grow."""
 
 import copy
+import inspect
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,27 @@ def test_training_is_the_same_computation(name):
     trained, _, state = encoder(x, torch.tensor([LENGTH] * 2), is_final=False, infer_mode=True)
     assert state is None
     assert_close("output", trained, expected, torch.float64, "output")
+
+
+@every_streaming
+@torch.no_grad()
+def test_flags_may_come_by_their_place_as_espnets_encoders_have_them(name):
+    stock = inspect.signature(ContextualBlockConformerEncoder.forward)
+    assert list(stock.parameters)[4:] == ["is_final", "infer_mode"]
+    encoder, x = causal(name), inputs(2, LENGTH, FEATURES)
+    lengths = torch.tensor([LENGTH] * 2)
+    expected = encoder(x, lengths, None, is_final=False, infer_mode=True)
+    out, olens, state = encoder(x, lengths, None, False, True)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(olens, expected[1])
+    assert all(map(torch.equal, tensors(state), tensors(expected[2])))
+    whole, _ = encode(encoder, x)
+    for flags in [(True,), (True, False), (False, False)]:
+        assert torch.equal(encoder(x, lengths, None, *flags)[0], whole)
+    # Where stock's whole-utterance encoders have masks and ctc, nothing has changed.
+    assert torch.equal(encoder(x, lengths, None, None)[0], whole)
+    with pytest.raises(TypeError, match="positional arguments"):
+        encoder(x, lengths, None, True, False, None)
 
 
 @every_streaming
