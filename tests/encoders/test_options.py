@@ -1,6 +1,8 @@
 """``encoder_conf``: what is taken, what is refused by name, what ESPnet sees of it."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +33,18 @@ def test_espnet_sees_ours_and_the_stock_options_but_for_the_refused(name):
     assert {"gradient_checkpoint_layers", "pos_enc_layer_type"} <= seen
     assert stock - set(REFUSED[name]) <= seen
     assert not seen & set(REFUSED[name])
+
+
+@every_encoder
+def test_the_readmes_table_has_every_option_that_stock_has_not(name):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = text.partition("## Options\n")[2].partition("\n## ")[0].splitlines()
+    keys = [row.split("|")[1] for row in rows if row.startswith("|")]
+    told = {name for key in keys for name in re.findall(r"`(\w+)`", key)}
+    encoder = ENCODERS[name]
+    ours = set(inspect.signature(encoder.cls).parameters)
+    ours -= set(inspect.signature(encoder.stock).parameters) | {"input_size", "kwargs"}
+    assert ours <= told
 
 
 @every_encoder
