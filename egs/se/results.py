@@ -1,14 +1,14 @@
 """What the trainings of egs/se have brought: gains over the noisy speech, curves, spectrograms.
 
-Gains are those of each utterance, whose means have 95 % confidence intervals: clean clips are
-drawn anew, each with all its noises and ratios. A model of which the gain in one measure may be
-nothing has failed.
+Gains are those of each utterance, whose means have 95 % confidence intervals: speakers are drawn
+anew, each with all mixtures of all clips. Noises and trainings are not drawn: the intervals are for
+those that there are. A model of which the gain in one measure may be nothing has failed.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +103,8 @@ class Results:
         self.models: dict[str, list[Run]] = {}
         for run in read_runs(recipe, self.mixtures):
             self.models.setdefault(run.model, []).append(run)
-        clips = [mixture.clip for mixture in self.mixtures.values()]
-        self.resampling = Resampling(clips)
+        self.speakers = read_speakers(recipe / "data" / SET / "utt2spk", self.mixtures)
+        self.resampling = Resampling([self.speakers[name] for name in self.mixtures])
 
     def gains(self, model: str, measure: str) -> Array | None:
         """Return the gain of each utterance, its mean over the seeds, or None without scores."""
@@ -148,6 +148,27 @@ def read_mixtures(file: Path) -> dict[str, Mixture]:
     return {name: Mixture(clip, noise, int(snr)) for name, clip, noise, snr in rows}
 
 
+def read_speakers(file: Path, mixtures: dict[str, Mixture]) -> dict[str, str]:
+    """Return who speaks in each mixture.
+
+    Raises:
+        ResultsError: The table is missing, or says it of other utterances.
+    """
+    if not file.is_file():
+        raise ResultsError(f"{file} is missing: run.sh --stage 1 writes it")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    speakers = dict(line.split(maxsplit=1) for line in lines)
+    _check_names(file, speakers, mixtures)
+    return speakers
+
+
+def _check_names(file: Path, named: Iterable[str], mixtures: dict[str, Mixture]) -> None:
+    if odd := sorted(set(named) ^ mixtures.keys()):
+        raise ResultsError(
+            f"{file} and the mixtures differ in {len(odd)} utterances, {odd[0]} the first"
+        )
+
+
 def read_scores(folder: Path, mixtures: dict[str, Mixture]) -> Scores:
     """Return scores by measure and utterance, none if nothing was scored.
 
@@ -161,10 +182,7 @@ def read_scores(folder: Path, mixtures: dict[str, Mixture]) -> Scores:
     for measure, file in files.items():
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         scores[measure] = {name: float(value) for name, value in map(str.split, lines)}
-        if odd := sorted(scores[measure].keys() ^ mixtures.keys()):
-            raise ResultsError(
-                f"{file} and the mixtures differ in {len(odd)} utterances, {odd[0]} the first"
-            )
+        _check_names(file, scores[measure], mixtures)
     return scores
 
 
@@ -233,16 +251,24 @@ def trainings_table(results: Results) -> str:
 
 def report(results: Results) -> str:
     """Return all tables under their headings."""
-    clips = len({mixture.clip for mixture in results.mixtures.values()})
-    drawn = f"{DRAWS} bootstrap draws of the {clips} clean clips"
+    drawn = f"{DRAWS} bootstrap draws of the {len(set(results.speakers.values()))} speakers"
+    noises = len({mixture.noise for mixture in results.mixtures.values()})
+    trainings = max((len(runs) for runs in results.models.values()), default=0)
+    held = f"these {noises} noises and {_trainings(trainings)}"
     parts = {
         f"Mean scores of {len(results.mixtures)} mixtures, and mean gain over the noisy speech "
-        f"(95 % interval, {drawn})": gains_table(results),
+        f"(95 % interval, {drawn}; it is for {held}, which are not drawn)": gains_table(results),
         "Mean gains by the kind of noise": conditions_table(results, "noise"),
         "Mean gains by the ratio of speech and noise": conditions_table(results, "snr"),
         "Each training, with its validation loss": trainings_table(results),
     }
     return "\n\n".join(f"{heading}:\n\n{table}" for heading, table in parts.items())
+
+
+def _trainings(most: int) -> str:
+    if most == 1:
+        return "this one training of each model"
+    return f"these trainings, {most} or fewer of each model, of which it takes the mean"
 
 
 def draw_curves(results: Results, stem: Path) -> list[Path]:
@@ -261,7 +287,7 @@ def draw_curves(results: Results, stem: Path) -> list[Path]:
                 label = run.model if part and run is runs[0] else None
                 axes.plot(list(run.epochs), losses, style, color=color, label=label)
     axes.set(xlabel="epoch", ylabel="loss: solid validation, dotted training")
-    axes.set_title("Speech enhancement on so762, each training")
+    axes.set_title("Speech enhancement, each training")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return save_figure(figure, stem, dpi=100)

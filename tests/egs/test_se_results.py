@@ -1,5 +1,7 @@
 """What egs/se scores and reports, from made-up folders, against means by hand."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -44,6 +46,7 @@ def recipe(tmp_path):
     """Two models: the gain of one is 1 in each utterance, that of the other is -1, 0, 1 or 2."""
     rows = ["\t".join(map(str, (name, *of))) for name, of in MIXTURES.items()]
     write(tmp_path / "data/test/mixtures.tsv", ["utterance\tclip\tnoise\tsnr", *rows])
+    write_speakers(tmp_path, dict(zip("abcd", "pqrs", strict=True)))
     noisy = {name: 2.0 + (snr == 5) for name, (_, _, snr) in MIXTURES.items()}
     write_scores(tmp_path / "dump/raw/test/scoring", noisy)
     gains = {"a": -1, "b": 0, "c": 1, "d": 2}
@@ -57,6 +60,11 @@ def recipe(tmp_path):
         scores = {name: noisy[name] + gain[clip] for name, (clip, _, _) in MIXTURES.items()}
         write_scores(folder / "enhanced_test/scoring", scores)
     return tmp_path
+
+
+def write_speakers(recipe, speakers):
+    lines = [f"{name} {speakers[clip]}" for name, (clip, _, _) in MIXTURES.items()]
+    write(recipe / "data/test/utt2spk", lines)
 
 
 def write_scores(folder, scores):
@@ -102,11 +110,45 @@ def test_gains_are_means_by_hand_and_a_model_that_may_gain_nothing_has_failed(se
     assert table[4].endswith(f"| failed: {', '.join(MEASURES)} |")
 
 
-def test_clips_are_drawn_whole(se, recipe):
-    """The two ratios of a clip are drawn together, or the interval would be narrower."""
+def test_speakers_are_drawn_whole(se, recipe):
+    """With both ratios of all their clips, or the interval would be narrower."""
+    write_speakers(recipe, {"a": "p", "b": "q", "c": "p", "d": "q"})
     results = se.Results(recipe)
     weights = results.resampling.weights
-    np.testing.assert_array_equal(weights[:, ::2], weights[:, 1::2])
+    for clips in ([0, 1, 4, 5], [2, 3, 6, 7]):
+        assert (weights[:, clips] == weights[:, clips[:1]]).all()
+    assert (weights.sum(axis=1) == len(MIXTURES)).all()
+    # The gains of p are 0 in the mean, those of q 1: drawn are twice p, both, or twice q.
+    gain = results.gain("unsure", "CSIG")
+    assert (gain.mean, gain.low, gain.high) == (0.5, 0.0, 1.0)
+
+
+def test_the_report_says_what_its_intervals_are_for(se, recipe):
+    text = se.report(se.Results(recipe))
+    said = (
+        "1000 bootstrap draws of the 4 speakers; it is for these 2 noises and these trainings, 2 "
+    )
+    assert said in text
+    shutil.rmtree(recipe / "exp/enh_unsure_seed2")
+    text = se.report(se.Results(recipe))
+    assert "for these 2 noises and this one training of each model, which are not drawn)" in text
+
+
+@pytest.mark.parametrize("harm", ["missing", "another"])
+def test_speakers_must_be_known(se, recipe, harm):
+    file = recipe / "data/test/utt2spk"
+    if harm == "missing":
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace("s-a-hiss-0dB", "s-a-hiss-1dB"))
+    says = {"missing": "utt2spk is missing: run.sh --stage 1", "another": "differ in 2 utterances"}
+    with pytest.raises(se.ResultsError, match=says[harm]):
+        se.Results(recipe)
+
+
+def test_no_title_names_a_corpus_that_may_be_another(se, recipe, tmp_path):
+    (file,) = (f for f in se.draw_curves(se.Results(recipe), tmp_path / "c") if f.suffix == ".svg")
+    assert "so762" not in file.read_text()
 
 
 def test_gains_apart_and_trainings(se, recipe):
@@ -128,8 +170,6 @@ def test_scores_that_are_missing_are_named(se, recipe):
 
 
 def test_a_training_without_scores_has_its_row_and_its_curve(se, recipe):
-    import shutil
-
     shutil.rmtree(recipe / "exp/enh_sure_seed1/enhanced_test")
     results = se.Results(recipe)
     assert results.scored == ["unsure"]
@@ -172,8 +212,6 @@ def score():
 
 
 def test_scoring_writes_a_file_a_measure_and_the_means(score, recipe, monkeypatch, capsys):
-    import shutil
-
     for scoring in recipe.rglob("scoring"):
         shutil.rmtree(scoring)
     names = list(MIXTURES)[:3]
