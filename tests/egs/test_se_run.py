@@ -91,9 +91,12 @@ def test_help_does_nothing_else(runner, tmp_path):
     assert not (tmp_path / "exp").exists()
 
 
-def test_the_short_schedule_is_what_its_yaml_says():
-    config = yaml.safe_load((HOME / "conf/so762_se/train_enh_mamba4.yaml").read_text())
-    # 1049 clips in batches of 4; the paper's law after the warm-up, from 1e-3 on.
+@pytest.mark.parametrize("model", ["mamba4", "extbimamba3", "transformer4", "conformer4"])
+def test_the_short_schedule_is_what_its_yaml_says(model):
+    text = (HOME / f"conf/so762_se/train_enh_{model}.yaml").read_text()
+    assert "The shape of the paper's learning rate, scaled: a warm-up of 200 updates" in text
+    config = yaml.safe_load(text)
+    # 1049 clips in batches of 4; the paper's shape after the warm-up, scaled to begin at 1e-3.
     updates = config["max_epoch"] * (1049 // config["batch_size"])
     assert updates == 3144
     warmup = config["scheduler_conf"]["warmup_steps"]
