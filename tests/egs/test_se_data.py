@@ -126,6 +126,33 @@ def test_a_mixture_has_its_ratio_and_its_reference_is_in_it(local, tmp_path, snr
     assert mixture.name == f"s-c-hiss-{snr}dB"
 
 
+def test_a_silent_section_is_drawn_again(local, tmp_path):
+    mixing = local["mixing"]
+    clip = mixing.Clip("c", "s", write_sound(tmp_path / "c.wav", 0.01))
+    noise = np.zeros(2000)
+    noise[900:920] = 1.0
+    # Nine of ten sections of 160 samples are silent.
+    for seed in range(20):
+        mixture = mixing.mix(clip, noise, "hiss", 5, random(seed))
+        added = mixture.noisy - mixture.speech
+        ratio = 10 * np.log10(np.mean(mixture.speech**2) / np.mean(added**2))
+        assert ratio == pytest.approx(5, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("speech", "says"),
+    [
+        (0.0, "c.wav is silent: there is no ratio"),
+        (0.1, "noise hiss: of 100 .* for c all are silen"),
+    ],
+)
+def test_what_is_silent_throughout_is_refused(local, tmp_path, speech, says):
+    mixing = local["mixing"]
+    soundfile.write(tmp_path / "c.wav", np.full(1000, speech), RATE)
+    with pytest.raises(mixing.SoundError, match=says):
+        mixing.mix(mixing.Clip("c", "s", tmp_path / "c.wav"), np.zeros(9), "hiss", 5, random())
+
+
 def test_sections_are_of_the_noise_and_of_any_part_of_it(local):
     section, noise = local["mixing"].section, np.arange(100.0)
     starts = {section(noise, 60, random(seed))[0] for seed in range(600)}
@@ -238,6 +265,56 @@ def test_so762_must_have_speakers_enough(run, so762, tmp_path):
     done = run(tmp_path, "--protocol", "so762", "--corpus", str(so762), "--valid", "5")
     assert done.returncode == 2
     assert "12 speakers in test and 4 clips in dev; expected: 88 and 5" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def harmed(path, harm):
+    """Spoil a recording; return what will be said of it."""
+    if harm == "no sound":
+        path.write_text("no sound")
+        return f"recordings that cannot be read (1, the first is {path})"
+    if harm == "rate":
+        write_sound(path, 2, rate=8000)
+        return f"speech of another rate (1, the first is {path}); expected: 16000 samples a second"
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes(len(content) - 100))
+    return f"{path} cannot be read"
+
+
+@pytest.mark.parametrize("harm", ["no sound", "rate"])
+def test_speech_that_cannot_be_used_is_named_before_anything_is_written(run, so762, tmp_path, harm):
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(so762, corpus)
+    says = harmed(corpus / "flac/dev01-0.flac", harm)
+    done = run(out, "--protocol", "so762", "--corpus", str(corpus), "--valid", "1", "--clips", "1")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("harm", ["no sound", "rate"])
+@pytest.mark.parametrize("part", ["train-clean-100", "test-clean"])
+def test_so_is_librispeech(paper, corpora, tmp_path, part, harm):
+    says = harmed(corpora[0] / part / "0/9/0-9-0000.flac", harm)
+    done = paper()
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_is_damaged_behind_its_head_is_named(paper, corpora):
+    says = harmed(corpora[0] / "test-clean/1/9/1-9-0000.flac", "damage")
+    done = paper()
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--valid", "--clips", "--noise_clips"])
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_counts_begin_at_one(run, so762, tmp_path, option, value):
+    done = run(tmp_path, "--protocol", "so762", "--corpus", str(so762), f"{option}={value}")
+    assert done.returncode == 2
+    assert f"argument {option}: '{value}' is no number from 1 on" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

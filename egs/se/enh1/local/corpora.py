@@ -4,14 +4,14 @@ The layouts that are expected, and where they are known from: ``egs/se/README.md
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from mixing import RATE, Array, Clip
+from mixing import RATE, Array, Clip, SoundError
 from scipy import signal
 
 from espnet_bimamba.errors import BiMambaError
@@ -182,6 +182,17 @@ def unreadable(files: Sequence[Path]) -> list[Fault]:
     return [Fault("recordings that cannot be read", "formats that libsndfile knows", bad)]
 
 
+def unfit(clips: Iterable[Clip]) -> list[Fault]:
+    """Return what is wrong with recordings of speech: unreadable, or not of 16 kHz."""
+    files = [clip.path for clip in clips]
+    faults = unreadable(files)
+    bad = {file for fault in faults for file in fault.files}
+    odd = tuple(f for f in files if f not in bad and soundfile.info(f).samplerate != RATE)
+    if odd:
+        faults.append(Fault("speech of another rate", f"{RATE} samples a second", odd))
+    return faults
+
+
 def _readable(path: Path) -> bool:
     try:
         return soundfile.info(path).frames > 0
@@ -193,12 +204,18 @@ def pieces(path: Path) -> Iterator[Array]:
     """Cut a recording into pieces of 30 s or less at 16 kHz, of several channels the first.
 
     Of a recording that is cut, a last piece of less than a second is left out.
+
+    Raises:
+        SoundError: It is damaged behind its head, which alone was read before.
     """
-    with soundfile.SoundFile(path) as file:
-        length = LONGEST * file.samplerate
-        for number, block in enumerate(file.blocks(length, dtype="float64", always_2d=True)):
-            if number == 0 or len(block) >= SHORTEST * file.samplerate:
-                yield _resampled(block[:, 0], file.samplerate)
+    try:
+        with soundfile.SoundFile(path) as file:
+            length = LONGEST * file.samplerate
+            for number, block in enumerate(file.blocks(length, dtype="float64", always_2d=True)):
+                if number == 0 or len(block) >= SHORTEST * file.samplerate:
+                    yield _resampled(block[:, 0], file.samplerate)
+    except soundfile.LibsndfileError as error:
+        raise SoundError(f"{path} cannot be read to its end: {error}") from error
 
 
 def count_pieces(path: Path) -> int:

@@ -15,6 +15,8 @@ import synthesis
 from corpora import CorpusError, Fault
 from mixing import Array, Clip, Mixture, mix, read, write_clean, write_mixtures
 
+from espnet_bimamba.errors import BiMambaError
+
 #: Of the mixtures to validate on, in dB, both included; to test on.
 VALID_SNRS = (-10, 20)
 TEST_SNRS = (-5, 0, 5, 10, 15)
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             paper(args)
         else:
             of_so762(args)
-    except CorpusError as error:
+    except BiMambaError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -45,18 +47,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--noises", type=Path, help="folder of the noise sets; protocol paper")
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--data_seed", type=int, default=0, help="what is drawn, and computed")
-    parser.add_argument("--valid", type=int, help="mixtures to validate on; default: 1000, 100")
-    parser.add_argument("--clips", type=int, default=20, help="to test each noise on")
-    parser.add_argument("--noise_clips", type=int, default=25, help="of a kind; protocol so762")
+    parser.add_argument("--valid", type=_count, help="mixtures to validate on; default: 1000, 100")
+    parser.add_argument("--clips", type=_count, default=20, help="to test each noise on")
+    parser.add_argument("--noise_clips", type=_count, default=25, help="of a kind; protocol so762")
     parser.add_argument("--without", default="", help="noise sets to do without: a,b")
     args = parser.parse_args(argv)
-    args.valid = args.valid or (1000 if args.protocol == "paper" else 100)
+    if args.valid is None:
+        args.valid = 1000 if args.protocol == "paper" else 100
     args.without = [name for name in args.without.split(",") if name]
     if unknown := sorted(set(args.without) - set(corpora.NOISE_SETS)):
         parser.error(f"no noise set {unknown[0]!r}; there are {', '.join(corpora.NOISE_SETS)}")
     if args.protocol == "paper" and args.noises is None:
         parser.error("the paper's protocol needs --noises: the folder of the noise sets")
     return args
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
 
 
 def paper(args: argparse.Namespace) -> None:
@@ -100,7 +109,8 @@ def _paper_corpora(
     speech = [
         corpora.librispeech_clips(args.corpus, part) for part in ("train-clean-100", "test-clean")
     ]
-    faults += [part for part in speech if isinstance(part, Fault)]
+    for part in speech:
+        faults += [part] if isinstance(part, Fault) else corpora.unfit(part)
     recordings = corpora.noise_recordings(args.noises, args.without)
     if isinstance(recordings, list):
         raise CorpusError([*faults, *recordings])
@@ -170,6 +180,8 @@ test_mixtures.__test__ = False  # type: ignore[attr-defined]
 def of_so762(args: argparse.Namespace) -> None:
     """Prepare the same of so762: other speakers in each set, other kinds of noise in testing."""
     speech = corpora.so762_clips(args.corpus)
+    if faults := corpora.unfit(clip for clips in speech.values() for clip in clips):
+        raise CorpusError(faults)
     spoken = one_of_each_speaker(speech["test"], _random(args, 1))
     needed = args.clips * (len(synthesis.TESTING) + 1) + VOICES
     if len(spoken) < needed or len(speech["dev"]) < args.valid:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from espnet_bimamba.errors import BiMambaError
 from espnet_bimamba.files import write_whole
 
 type Array = npt.NDArray[np.float64]
@@ -17,6 +18,13 @@ RATE = 16000
 LOUDEST = 0.99
 
 COLUMNS = ("utterance", "clip", "noise", "snr")
+
+#: How often a section is drawn before a noise counts as silent.
+DRAWS = 100
+
+
+class SoundError(BiMambaError):
+    """A recording cannot be read, or is silent where it should be heard."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,14 @@ def read(path: Path) -> Array:
     """Return the samples of a recording at 16 kHz, of several channels the first.
 
     Raises:
-        ValueError: It is of another rate.
+        SoundError: It cannot be read, or is of another rate.
     """
-    samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
+    try:
+        samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise SoundError(f"{path} cannot be read: {error}") from error
     if rate != RATE:
-        raise ValueError(f"{path} has {rate} samples a second; expected: {RATE}")
+        raise SoundError(f"{path} has {rate} samples a second; expected: {RATE}")
     return samples[:, 0]
 
 
@@ -85,17 +96,28 @@ def section(noise: Array, samples: int, random: np.random.Generator) -> Array:
 def mix(clip: Clip, noise: Array, name: str, snr: int, random: np.random.Generator) -> Mixture:
     """Add a random section of a noise to a clip.
 
-    The ratio is that of the mean powers of the whole clip and of the section, pauses included.
+    The ratio is that of the mean powers of the whole clip and of the section, pauses included; a
+    section that is silent throughout, to which there is none, is drawn again.
     What would be louder than 16 bits allow is made less loud, speech and noise alike.
+
+    Raises:
+        SoundError: The clip is silent, or no section of the noise was heard.
     """
     speech = clip.read()
-    noise = section(noise, len(speech), random)
-    power = np.mean(noise**2)
-    if power > 0:
-        noise = noise * np.sqrt(np.mean(speech**2) / power * 10 ** (-snr / 10))
-    noisy = speech + noise
+    if not np.any(speech):
+        raise SoundError(f"{clip.path} is silent: there is no ratio to noise")
+    added = _heard(noise, len(speech), random)
+    if added is None:
+        raise SoundError(f"noise {name}: of {DRAWS} sections drawn for {clip.name} all are silent")
+    power = np.mean(added**2)
+    noisy = speech + added * np.sqrt(np.mean(speech**2) / power * 10 ** (-snr / 10))
     scale = min(1.0, LOUDEST / max(abs(noisy).max(), abs(speech).max(), 1e-9))
     return Mixture(clip, name, snr, scale * speech, scale * noisy)
+
+
+def _heard(noise: Array, samples: int, random: np.random.Generator) -> Array | None:
+    drawn = (section(noise, samples, random) for _ in range(DRAWS))
+    return next((part for part in drawn if np.any(part)), None)
 
 
 def write_mixtures(mixtures: Iterable[Mixture], folder: Path) -> int:
