@@ -175,7 +175,8 @@ def _nearest_peaks(bands: Array) -> Array:
 
 
 def _mean_of_most(distances: Array) -> float:
-    counted = max(1, round(len(distances) * _SHARE))
+    # MATLAB's round goes away from zero at a half, Python's to the even number.
+    counted = max(1, int(len(distances) * _SHARE + 0.5))
     return float(np.sort(distances)[:counted].mean())
 
 

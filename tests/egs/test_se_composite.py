@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.egs.programs import modules_of
+from tests.egs.signals import voice
 
 RATE = 16000
 
@@ -72,6 +73,24 @@ def test_neither_distance_of_spectra_hears_how_loud_it_is(composite):
 def test_segments_have_the_ratio_that_was_made(composite, share, decibels):
     signal = resonant(0.5)
     assert composite.segmental_snr(signal, (1 + share) * signal, RATE) == pytest.approx(decibels)
+
+
+def test_what_counts_is_rounded_as_matlab_rounds(composite):
+    # 95 % of 30 frames are 28.5: 29 of them count, 0 to 28.
+    assert composite._mean_of_most(np.arange(30.0)[::-1]) == 14.0
+    # Of 10, 9.5: all of them.
+    assert composite._mean_of_most(np.arange(10.0)) == 4.5
+
+
+def test_the_distances_of_a_voice_in_noise_stay_what_they_are(composite):
+    """A pin, no law: a change of frames, limits or filters shows here."""
+    clean = voice(2.0)
+    other = clean + 0.01 * np.random.default_rng(7).standard_normal(len(clean))
+    found = [
+        getattr(composite, name)(clean, other, RATE)
+        for name in ("log_likelihood_ratio", "weighted_slope_distance", "segmental_snr")
+    ]
+    assert found == pytest.approx([0.8113254838, 19.266274024, 1.9868926920], rel=1e-6)
 
 
 def test_slopes_are_weighted_as_klatt_has_it(composite):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.egs.programs import modules_of
+from tests.egs.signals import voice
 
 fast_bss_eval, *_ = (
     pytest.importorskip(package, reason="the extra `enh` is not installed")
@@ -18,16 +19,6 @@ HEADINGS = ["NB-PESQ", "WB-PESQ", "ESTOI", "CSIG", "CBAK", "COVL", "SI-SDR"]
 def measures():
     with modules_of("se", "measures") as (module,):
         yield module
-
-
-def voice(seconds=3.0, seed=0):
-    """Return what PESQ takes for speech: syllables of a buzzing voice, and its breath."""
-    random = np.random.default_rng(seed)
-    time = np.arange(int(seconds * RATE)) / RATE
-    pitch = 2 * np.pi * np.cumsum(120 + 20 * np.sin(2 * np.pi * 0.7 * time)) / RATE
-    buzz = sum(np.sin(k * pitch + random.uniform(0, 6)) / k for k in range(1, 30))
-    syllables = np.clip(np.sin(2 * np.pi * 2.5 * time), 0, None)
-    return 0.1 * syllables * buzz + 0.001 * random.standard_normal(len(time))
 
 
 def test_what_is_the_same_has_the_best_scores(measures):

@@ -1,13 +1,17 @@
 """What egs/se scores and reports, from made-up folders, against means by hand."""
 
+import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from tests.egs.programs import modules_of
-from tests.egs.test_se_measures import voice
+from tests.egs.programs import HOME, modules_of
+from tests.egs.signals import voice
 from tests.egs.test_so762_results import write
 
 RATE = 16000
@@ -20,6 +24,10 @@ MEASURES = {
     "COVL": "COVL",
     "SI-SDR": "SI_SNR",
 }
+needs_scoring = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("pesq", "pystoi"))),
+    reason="the extra `enh` is not installed",
+)
 #: Utterance -> clip, noise, ratio.
 MIXTURES = {
     f"s-{clip}-{noise}-{snr}dB": (clip, noise, snr)
@@ -211,6 +219,7 @@ def score():
         yield module
 
 
+@needs_scoring
 def test_scoring_writes_a_file_a_measure_and_the_means(score, recipe, monkeypatch, capsys):
     for scoring in recipe.rglob("scoring"):
         shutil.rmtree(scoring)
@@ -234,6 +243,34 @@ def test_scoring_writes_a_file_a_measure_and_the_means(score, recipe, monkeypatc
     # The noisy speech is scored once for all models, and nothing twice.
     assert score.main(["--experiment", "exp/enh_unsure_seed1"]) == 0
     assert capsys.readouterr().out.count("scoring 3 utterances of ") == 1
+
+
+def test_scores_of_other_utterances_are_not_taken_for_those_of_these(
+    score, recipe, monkeypatch, capsys
+):
+    """They may be newer than the list and yet be of a part of it only."""
+    write_signals(recipe)
+    monkeypatch.chdir(recipe)
+    row = dict.fromkeys(MEASURES, 1.0)
+    monkeypatch.setattr(score, "_compared", lambda *_: row)
+    for scores in recipe.rglob("scoring/*_spk1"):
+        later = (recipe / "dump/raw/test/wav.scp").stat().st_mtime + 100
+        os.utime(scores, (later, later))
+    assert score.main(["--experiment", "exp/enh_sure_seed1"]) == 0
+    assert "scoring" not in capsys.readouterr().out
+    file = recipe / "exp/enh_sure_seed1/enhanced_test/scoring/CBAK_spk1"
+    file.write_text("\n".join(file.read_text().splitlines()[1:]))
+    os.utime(file, (later, later))
+    assert score.main(["--experiment", "exp/enh_sure_seed1"]) == 0
+    assert capsys.readouterr().out.count("scoring 8 utterances of ") == 1
+    assert len(file.read_text().splitlines()) == len(MIXTURES)
+
+
+def test_what_needs_no_pesq_is_tested_without_it():
+    """The modules of these tests load where pesq does not."""
+    program = "import sys; sys.modules['pesq'] = None; import tests.egs.test_se_results"
+    done = subprocess.run([sys.executable, "-c", program], cwd=HOME, check=False)
+    assert done.returncode == 0
 
 
 def test_scoring_says_what_is_missing(score, recipe, monkeypatch, capsys):
