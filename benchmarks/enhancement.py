@@ -30,17 +30,23 @@ FRAMES_A_SECOND = RATE / HOP
 #: Ours -> the paper's peer of it: with attention, of a like size or with one mixer for the other.
 PEERS = {
     "extbimamba3": "transformer4",
+    "extbimamba4": "transformer4",
     "extbimamba5": "transformer6",
+    "extbimamba6": "transformer6",
     "extbimamba7": "conformer4",
     "extbimamba10": "conformer6",
     "transinnbimamba6": "transformer6",
     "transextbimamba6": "transformer6",
     "coninnbimamba6": "conformer6",
     "conextbimamba6": "conformer6",
+    # Causal, which the paper compares in scores only.
     "mamba7": "transformer4_causal",
+    "mamba13": "conformer4_causal",
+    "transmamba4": "transformer4_causal",
+    "conmamba4": "conformer4_causal",
 }
 #: Table 2's, beside the paper's peer of it: both directions in one mixer, or two mixers.
-DIRECTIONS = {"innbimamba9": "extbimamba5"}
+DIRECTIONS = {"innbimamba9": "extbimamba5", "innbimamba13": "extbimamba7"}
 
 # What makes any of them tiny, for tests.
 _TINY = {"adim": 16, "layers": 1, "linear_units": 16, "aheads": 2, "conformer_enc_kernel_size": 4}

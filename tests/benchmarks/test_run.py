@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -172,6 +173,19 @@ def test_what_is_streamed_is_what_the_whole_signal_gives():
     delayed = out[:, enhancement.HOP :]
     assert (delayed - expected[:, inner]).abs().max() < 1e-5
     assert delayed.abs().max() > 0.1
+
+
+def test_every_row_of_the_papers_tables_of_speed_is_measured_with_its_size():
+    text = (timing.ROOT / "docs/paper.md").read_text()
+    rows = text.partition("\nTables 2, 4, 6 and 14")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`se/(\w+)`", rows))
+    assert len(named) == 16
+    subjects = enhancement.SIZES["full"].subjects
+    assert named <= set(subjects)
+    assert {"mamba7", "mamba13", "transmamba4", "conmamba4"} <= set(subjects)
+    for ours, peer in enhancement.PEERS.items():
+        causal = ("mamba", "transmamba", "conmamba")
+        assert peer.endswith("_causal") == (ours.rstrip("0123456789") in causal)
 
 
 def test_bars_of_enhancement_are_ratios_to_the_papers_peers():
