@@ -1,5 +1,6 @@
 """The paper's two halves as one model, trained a few steps on mini_an4 in its noise."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from espnet_bimamba import recipes
 from tests.recipes.conftest import HOME
 from tests.recipes.training import finish
 
@@ -63,3 +65,27 @@ def test_a_separator_and_an_encoder_learn_together(overfitted, tmp_path):
     first, second = (checkpoint["reporter"]["stats"][epoch]["train"] for epoch in (1, 2))
     for loss in ("loss", "loss_enh", "loss_asr"):
         assert second[loss] < first[loss], loss
+
+
+def test_the_documented_command_runs_the_stock_recipe(tree, tmp_path):
+    """To the transcribed test utterances, after few updates."""
+    text = (HOME / "docs/enhancement.md").read_text()
+    command = text.partition("Both halves in one model")[2].partition("```sh\n")[2]
+    command = command.partition("```")[0].partition("./run.sh ")[2].replace("\\\n", "")
+    few = "--use_matplotlib false --max_epoch 1 --num_iters_per_epoch 2"
+    command = command.replace("--use_matplotlib false", few)
+    config = HOME / "conf/mini_an4/train_enh_s2t_conbimamba.yaml"
+    work = recipes.link(tree, "mini_an4/enh_asr1", tmp_path)
+    done = subprocess.run(
+        ["bash", "-c", f"config={config}; ./run.sh {command.strip()} --stop_stage 13"],
+        cwd=work,
+        env=os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (experiment,) = work.glob("exp/enh_asr_train_*")
+    assert len((experiment / "enhanced_test/spk1.scp").read_text().splitlines()) == 2
+    (text,) = experiment.glob("decode_*/test/text_spk1")
+    assert len(text.read_text().splitlines()) == 2
