@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
 from torch import Tensor
 
 from benchmarks.layers import parts
@@ -152,11 +153,19 @@ def spectra(seconds: float, batch: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def enhance(model: BiMambaSeparator, inputs: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    """Return a call that estimates the speech, in inference mode."""
+    """Return a call that estimates the speech, in inference mode.
+
+    ESPnet's attention keeps its last matrix for plots: at a minute half a gigabyte a layer, which
+    all subjects together would not leave room for.
+    """
+    keepers: list[Any] = [m for m in model.modules() if isinstance(m, MultiHeadedAttention)]
 
     def call() -> object:
         with torch.inference_mode():
-            return model(*inputs)[0]
+            sources = model(*inputs)[0]
+        for keeper in keepers:
+            keeper.attn = None
+        return sources
 
     return call
 

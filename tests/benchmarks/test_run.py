@@ -188,6 +188,13 @@ def test_every_row_of_the_papers_tables_of_speed_is_measured_with_its_size():
         assert peer.endswith("_causal") == (ours.rstrip("0123456789") in causal)
 
 
+def test_no_peer_keeps_its_matrices_of_attention_between_calls():
+    model = enhancement.separator("transformer4", TINY)
+    enhancement.enhance(model, enhancement.spectra(0.5, 1, "cpu"))()
+    held = [m.attn for m in model.modules() if hasattr(m, "attn")]
+    assert held == [None]
+
+
 def test_bars_of_enhancement_are_ratios_to_the_papers_peers():
     def taken(subject, seconds, *samples):
         size = {"seconds": seconds, "batch": 1}
