@@ -142,7 +142,9 @@ def separator(subject: str, settings: Settings) -> BiMambaSeparator:
     if settings.scale == "tiny":
         conf |= {key: value for key, value in _TINY.items() if key in conf}
     torch.manual_seed(0)
-    return BiMambaSeparator(BINS, **conf).to(settings.device).eval()
+    model = BiMambaSeparator(BINS, **conf).to(settings.device).eval()
+    _forget_matrices(model)
+    return model
 
 
 def spectra(seconds: float, batch: int, device: str) -> tuple[Tensor, Tensor]:
@@ -153,21 +155,23 @@ def spectra(seconds: float, batch: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def enhance(model: BiMambaSeparator, inputs: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    """Return a call that estimates the speech, in inference mode.
-
-    ESPnet's attention keeps its last matrix for plots: at a minute half a gigabyte a layer, which
-    all subjects together would not leave room for.
-    """
-    keepers: list[Any] = [m for m in model.modules() if isinstance(m, MultiHeadedAttention)]
+    """Return a call that estimates the speech, in inference mode."""
 
     def call() -> object:
         with torch.inference_mode():
-            sources = model(*inputs)[0]
-        for keeper in keepers:
-            keeper.attn = None
-        return sources
+            return model(*inputs)[0]
 
     return call
+
+
+def _forget_matrices(model: BiMambaSeparator) -> None:
+    """Let ESPnet's attention drop the matrix that it keeps for plots.
+
+    At a minute it is half a gigabyte a layer, and all subjects together would not find room.
+    """
+    for module in model.modules():
+        if isinstance(module, MultiHeadedAttention):
+            module.register_forward_hook(lambda attention, *_: setattr(attention, "attn", None))
 
 
 class Stream:
