@@ -1,23 +1,43 @@
-"""What the scan's kernels take of a card, without the time that Python takes to launch them.
+"""What kernels take of a card, without the time that Python takes to launch them.
 
-    python -m benchmarks.cuda_kernels
+    python -m benchmarks.cuda_kernels scan
 
 prints one row a shape: microseconds of each backend for a scan with lengths, as an encoder calls
 it, in one direction and in both, forward and with its gradients. A CUDA graph of each call is
 replayed. The last column is the floor (benchmarks/roofline.py) of an H100 SXM.
+
+    python -m benchmarks.cuda_kernels models
+
+prints milliseconds that the card computes, and how many kernels that is, for encoders and training
+steps (benchmarks/encoders.py, benchmarks/training.py): the sum over PyTorch's profile of one call.
 """
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import encoders, models, training
 from benchmarks.ops import Shape, ours, scan_inputs
 from benchmarks.roofline import CARDS, DIM, DTYPES, scan
+from benchmarks.timing import Settings
 from espnet_bimamba.ops.backends import BACKENDS, Call
 from espnet_bimamba.ops.lengths import Lengths
 
+SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "conbimamba-ext": ("conbimamba-ext", {}),
+    "conbimamba-inn": ("conbimamba-inn", {}),
+    "conformer": ("conformer", models.ATTENTIONS["plain"]),
+    "conformer, SDPA": ("conformer", models.ATTENTIONS["sdpa"]),
+}
+# Utterances and seconds of each.
+SPEECH = ((1, 10), (1, 60), (16, 10), (16, 30), (16, 60))
+TRAINING = ((8, 15), (32, 15))
 SHAPES = ((1, 250), (1, 1000), (8, 500), (16, 1000), (32, 375), (32, 1000))
 
 
@@ -58,18 +78,53 @@ def microseconds(call: Callable[[], object]) -> float:
         return 1000 * do_bench_cudagraph(call, rep=10, return_mode="median")
 
 
-def main() -> int:
-    """Print the table."""
-    if not torch.cuda.is_available():
-        print("torch sees no CUDA device", file=sys.stderr)
-        return 2
+def computed(call: Callable[[], object], times: int = 2) -> tuple[float, int]:
+    """Return milliseconds that the card computes for one call, and its kernels."""
+    call()
+    call()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(times):
+            call()
+        torch.cuda.synchronize()
+    kernels = [e for e in profiled.events() or () if e.device_type == DeviceType.CUDA]
+    return sum(e.device_time for e in kernels) / 1000 / times, len(kernels) // times
+
+
+def print_models() -> None:
+    """Print what encoders and training steps let the card compute."""
+    settings = Settings(device="cuda")
+    settings.apply()
+    print("| model | " + " | ".join(SUBJECTS) + " |")
+    print("|---|" + "--:|" * len(SUBJECTS))
+    for kind in settings.precisions:
+        for batch, seconds in SPEECH:
+            inputs = encoders.features(seconds, batch, "cuda")
+            cells = []
+            for name, options in SUBJECTS.values():
+                model = models.encoder(name, settings, **options).build().cuda()
+                cells.append(_cell(encoders.forward(model, inputs, kind, "cuda")))
+            print(f"| inference, {kind}, {batch} x {seconds} s | " + " | ".join(cells) + " |")
+        for batch, seconds in TRAINING:
+            cells = [
+                _cell(training.training_step(name, settings, batch, seconds, kind, options))
+                for name, options in SUBJECTS.values()
+            ]
+            print(f"| training step, {kind}, {batch} x {seconds} s | " + " | ".join(cells) + " |")
+
+
+def _cell(call: Callable[[], object]) -> str:
+    milliseconds, kernels = computed(call)
+    return f"{milliseconds:.3g} ({kernels})"
+
+
+def print_scans() -> None:
+    """Print what scans take, of each backend."""
     call = Call("selective_scan", "cuda", d_state=16, lengths=True)
     backends = [
         name
         for name, backend in BACKENDS.items()
         if name != "reference" and not backend.rejects(call)
     ]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| scan | " + " | ".join(backends) + " | floor |")
     print("|---|" + "--:|" * (len(backends) + 1))
     for dtype, element in DTYPES.items():
@@ -87,6 +142,19 @@ def main() -> int:
                     directions = "both directions" if both else "one direction"
                     row = f"{dtype}, {directions}, {batch} x {length}, {what}"
                     print(f"| {row} | " + " | ".join([*times, f"{floor:.0f}"]) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one of the tables."""
+    tables = {"scan": print_scans, "models": print_models}
+    parser = argparse.ArgumentParser(description="What kernels take of a card.")
+    parser.add_argument("what", choices=tables)
+    what = parser.parse_args(argv).what
+    if not torch.cuda.is_available():
+        print("torch sees no CUDA device", file=sys.stderr)
+        return 2
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    tables[what]()
     return 0
 
 

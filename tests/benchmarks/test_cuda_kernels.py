@@ -21,5 +21,5 @@ def test_the_calls_are_scans_of_whole_sequences(both):
 
 def test_without_a_card_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda_kernels.main() == 2
+    assert cuda_kernels.main(["scan"]) == 2
     assert capsys.readouterr().err == "torch sees no CUDA device\n"
