@@ -12,6 +12,10 @@ from tests.egs.programs import modules_of
 
 LOCAL = "se/enh1/local"
 RATE = 16000
+KINDS_OF_TRAINING = (
+    *("coloured", "swelling", "band", "tones", "clicks", "hum"),
+    *("shaped", "rustling", "knocks"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def write_sound(path, seconds, rate=RATE, seed=0):
 
 def test_training_and_testing_hear_kinds_of_their_own(local):
     synthesis = local["synthesis"]
-    assert set(synthesis.TRAINING) == {"coloured", "swelling", "band", "tones", "clicks", "hum"}
+    assert set(synthesis.TRAINING) == set(KINDS_OF_TRAINING)
     assert set(synthesis.TESTING) == {"music", "engine", "workshop"}
     assert not set(synthesis.TRAINING.values()) & set(synthesis.TESTING.values())
 
@@ -60,7 +64,7 @@ def test_coloured_noise_falls_as_it_says(local, alpha):
     assert slope == pytest.approx(-alpha, abs=0.05)
 
 
-PARTS_OF_TRAINING = ("coloured", "swelling", "band", "tones", "clicks", "hum", "_slow", "_faded")
+PARTS_OF_TRAINING = (*KINDS_OF_TRAINING, "_slow", "_drawn", "_faded")
 
 
 @pytest.mark.parametrize("kind", ["music", "engine", "workshop"])
@@ -236,7 +240,7 @@ def test_so762_makes_sets_that_share_no_speaker_and_no_kind_of_noise(run, so762,
     assert len({(row["noise"], row["clip"]) for row in test}) == 4
     assert not {"test12", "test13"} & {row["clip"].partition("-")[0] for row in test}, "too short"
     noises = {name.partition("-")[0] for name in table(tmp_path / "train" / "noises.scp")}
-    assert noises == {"coloured", "swelling", "band", "tones", "clicks", "hum"}
+    assert noises == set(KINDS_OF_TRAINING)
     assert {row["noise"] for row in valid} <= noises
     speakers = [set(table(tmp_path / part / "utt2spk").values()) for part in ("train", "valid")]
     assert speakers[0] == {"train00", "train01"}

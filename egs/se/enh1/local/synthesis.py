@@ -88,6 +88,33 @@ def hum(random: Random, samples: int) -> Array:
     return normalized(total)
 
 
+def shaped(random: Random, samples: int) -> Array:
+    """Return noise of a spectrum that is drawn, and that drifts to another and back."""
+    share = _slow(random, samples, random.uniform(0.2, 2)) / 2
+    return normalized(share * _drawn(random, samples) + (1 - share) * _drawn(random, samples))
+
+
+def rustling(random: Random, samples: int) -> Array:
+    """Return noise of which each octave comes and goes by itself, as of leaves or of traffic."""
+    noise = _drawn(random, samples)
+    depth, total = random.uniform(1, 4), np.zeros(samples)
+    for low in 62.5 * 2.0 ** np.arange(6):
+        octave = signal.butter(2, [low, 2 * low], "bandpass", fs=RATE, output="sos")
+        moving = _slow(random, samples, random.uniform(1, 8)) ** depth
+        total += moving * signal.sosfilt(octave, noise)
+    return normalized(total)
+
+
+def knocks(random: Random, samples: int) -> Array:
+    """Return thuds and slams: bursts of noise that last 20 to 300 ms, each of its own spectrum."""
+    total = 10 ** (-random.uniform(20, 40) / 20) * _drawn(random, samples)
+    pace = np.exp(random.uniform(np.log(1), np.log(12)))
+    for start in random.integers(0, samples, random.poisson(pace * samples / RATE) + 1):
+        decay = np.exp(-np.arange(RATE // 2) / (RATE * random.uniform(0.005, 0.08)))
+        _add(total, start, random.exponential(6) * decay * _drawn(random, RATE // 2))
+    return normalized(total)
+
+
 def music(random: Random, samples: int) -> Array:
     """Return a tune over chords with a beat: plucked notes of a scale, and a drum."""
     total = np.zeros(samples)
@@ -162,6 +189,9 @@ TRAINING: dict[str, Kind] = {
     "tones": tones,
     "clicks": clicks,
     "hum": hum,
+    "shaped": shaped,
+    "rustling": rustling,
+    "knocks": knocks,
 }
 
 #: What is heard in testing only; babble, which is made of voices, is one more.
@@ -183,6 +213,14 @@ def _slow(random: Random, samples: int, rate: float) -> Array:
     left = np.minimum(places.astype(int), knots - 2)
     share = (1 - np.cos(np.pi * (places - left))) / 2
     return heights[left] * (1 - share) + heights[left + 1] * share
+
+
+def _drawn(random: Random, samples: int) -> Array:
+    """Return noise whose level is drawn anew every octave, within 40 dB."""
+    spectrum = np.fft.rfft(random.standard_normal(samples))
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 31.25) / 31.25)
+    level = np.interp(octaves, np.arange(9), random.uniform(-20, 20, 9))
+    return normalized(np.fft.irfft(spectrum * 10 ** (level / 20), n=samples))
 
 
 def _faded(on: npt.NDArray[np.bool_]) -> Array:
