@@ -14,7 +14,8 @@ PY := $(VENV)/bin/python
 CODE := espnet_bimamba tests egs benchmarks
 export PYTHON
 
-.PHONY: help venv recipes known-options demo demo-enh enh-extra enh-extra-if-possible test test-quick test-parts test-triton
+.PHONY: help venv recipes known-options demo demo-enh enh-extra enh-extra-if-possible test test-quick
+.PHONY: test-parts test-parts-quick test-triton
 .PHONY: test-triton-quick test-trained test-untrained lint bench-extra bench bench-quick clean
 
 help: ## this list
@@ -56,12 +57,15 @@ enh-extra-if-possible: venv
 test: enh-extra-if-possible lint recipes test-triton test-parts ## everything, recipe runs included
 	@$(MAKE) --no-print-directory --keep-going --output-sync=target -j $(JOBS) test-trained test-untrained
 
-test-quick: enh-extra-if-possible lint recipes test-triton-quick test-parts ## everything but the recipe runs
+test-quick: enh-extra-if-possible lint recipes test-triton-quick test-parts-quick ## all but recipe runs and slow tests, in 4 minutes
 
 BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5
 
 test-parts: venv
 	@$(PY) -m pytest -m "not recipe" $(BESIDE_EACH_OTHER)
+
+test-parts-quick: venv
+	@$(PY) -m pytest -m "not recipe and not slow" $(BESIDE_EACH_OTHER)
 
 # Recipe runs are two processes: those that share a trained model, and all others.
 test-trained: venv

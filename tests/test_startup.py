@@ -352,6 +352,7 @@ def test_the_installed_command_finds_every_yaml(empty, wheel):
     assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
 
 
+@pytest.mark.slow
 def test_espnets_own_command_takes_our_encoder(empty, wheel):
     zipfile.ZipFile(wheel).extractall(empty.packages)
     empty.write({"host.pth": HOST_PACKAGES})

@@ -87,7 +87,7 @@ def test_the_scan_the_layers_and_the_file(made):
     ]
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 def test_models_and_the_report(made, capsys):
     file, run, _ = made("encoders", "training", "decoding")
     assert {"conbimamba-ext", "conformer", encoders.FLOOR} <= subjects(run, "encoder", "forward")

@@ -19,6 +19,7 @@ SCAN = {
 }
 
 
+@pytest.mark.slow
 def test_at_sixteen_states_nothing_spills():
     triton = find_spec("triton")
     tools = Path(triton.origin).parent / "backends/nvidia/bin" if triton else Path("triton")

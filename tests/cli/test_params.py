@@ -158,7 +158,7 @@ def test_bad_files_are_named(failure, text, message):
 STOCK = Path(__file__).resolve().parents[2] / ".cache" / f"espnet-{recipes.installed_version()}"
 
 
-@pytest.mark.recipe  # the stock recipes are there only then, and tasks take seconds to import
+@pytest.mark.slow  # the stock recipes are there only then, and tasks take seconds to import
 @pytest.mark.parametrize(
     ("yaml", "task"),
     [

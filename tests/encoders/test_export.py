@@ -70,13 +70,13 @@ def test_an_encoder_is_one_graph(name):
     assert breaks(build(name, dtype=DTYPE).eval()) == 0
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conbimamba", "transbimamba", "bimamba"])
 def test_an_encoder_in_training_is_one_graph(name):
     assert breaks(build(name, dtype=DTYPE).train()) == 0
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo")
 @pytest.mark.parametrize(("name", "options", "expected"), BREAKS.values(), ids=BREAKS)
 def test_what_breaks_the_graph_is_counted(request, name, options, expected):
@@ -86,7 +86,7 @@ def test_what_breaks_the_graph_is_counted(request, name, options, expected):
     assert breaks(encoder) == expected
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @every_encoder
 def test_compiled_without_a_break_it_trains_as_it_does_in_eager_mode(name):
     encoder = build(name, dtype=DTYPE).eval().requires_grad_()
@@ -156,6 +156,7 @@ def elsewhere(tmp_path_factory):
     return folder, encoders
 
 
+@pytest.mark.slow
 @every_encoder
 def test_an_encoder_is_exported_saved_and_run_in_another_process(name, elsewhere):
     folder, encoders = elsewhere
@@ -163,14 +164,14 @@ def test_an_encoder_is_exported_saved_and_run_in_another_process(name, elsewhere
     check_exported(lambda *_: (*next(results), None), encoders[name])
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), EXPORTED.values(), ids=EXPORTED)
 def test_options_that_can_be_exported(name, options):
     encoder = build(name, dtype=DTYPE, **options).eval()
     check_exported(exported(encoder).module(), encoder)
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @every_encoder
 @pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 def test_every_mixer_is_exported_and_one_graph(name, mixer):
@@ -179,7 +180,7 @@ def test_every_mixer_is_exported_and_one_graph(name, mixer):
     assert breaks(encoder) == 0
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @every_encoder
 def test_named_dimensions(name):
     """The Conformer's need the flag: torch cannot solve a condition that always holds."""
@@ -218,7 +219,7 @@ def test_no_autograd_state_is_kept_in_inference(name, mode):
     assert out.grad_fn is None
 
 
-@pytest.mark.recipe  # Inductor calls the C++ compiler
+@pytest.mark.slow  # Inductor calls the C++ compiler
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler"
 )

@@ -25,7 +25,7 @@ def peak_bytes(call):
     return peak
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @torch.inference_mode()
 def test_memory_grows_linearly_with_the_length(several_threads, monkeypatch):
     # The reference would take hours.

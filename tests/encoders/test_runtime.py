@@ -122,7 +122,7 @@ def check_compiled(name, **options):
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo")
-@pytest.mark.recipe
+@pytest.mark.slow
 @every_encoder
 def test_torch_compile_gives_the_same_bits(name):
     check_compiled(name)

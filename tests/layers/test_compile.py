@@ -14,7 +14,7 @@ DTYPE = torch.float32
 LENGTHS = torch.tensor([40, 13, 0])
 OTHERS = [name for name in MIXERS if name != "mamba"]
 # Each takes seconds: test-quick has one of each kind.
-STATIC = pytest.param(False, marks=pytest.mark.recipe, id="static")
+STATIC = pytest.param(False, marks=pytest.mark.slow, id="static")
 DYNAMIC = pytest.mark.parametrize("dynamic", [pytest.param(True, id="dynamic"), STATIC])
 
 
@@ -48,7 +48,7 @@ def test_a_layer_is_one_graph(case, dynamic):
     assert not run(x, LENGTHS)[1, 13:].any()
 
 
-@pytest.mark.recipe
+@pytest.mark.slow
 @every_mixer
 def test_a_layer_without_lengths_is_one_graph(case):
     mixer = case.build(16, dtype=DTYPE)
@@ -57,12 +57,12 @@ def test_a_layer_without_lengths_is_one_graph(case):
 
 @pytest.mark.parametrize(
     "case",
-    [MIXERS["mamba"], *(pytest.param(MIXERS[name], marks=pytest.mark.recipe) for name in OTHERS)],
+    [MIXERS["mamba"], *(pytest.param(MIXERS[name], marks=pytest.mark.slow) for name in OTHERS)],
     ids=["mamba", *OTHERS],
 )
 @pytest.mark.parametrize(
     "dtype",
-    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.recipe)],
+    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
     ids=["bfloat16", "float16"],
 )
 def test_autocast(case, dtype):
@@ -111,7 +111,7 @@ def test_lengths_that_do_not_fit_are_refused(lengths):
         run(x, torch.tensor(lengths))
 
 
-@pytest.mark.recipe  # Inductor calls the C++ compiler
+@pytest.mark.slow  # Inductor calls the C++ compiler
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler"
 )

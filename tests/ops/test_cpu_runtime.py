@@ -209,6 +209,7 @@ os.wait()
 """
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_compiles(tmp_path):
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK_WHILE_COMPILING],
@@ -281,6 +282,7 @@ def log_of_first_use(folder, sabotage="", **environment):
     return run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sabotage", "reason"),
     [
@@ -295,6 +297,7 @@ def test_a_cache_that_numba_cannot_write_is_survived(tmp_path, sabotage, reason)
     assert reason in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
 def test_without_a_folder_to_write_to_nothing_is_left_beside_the_source(tmp_path, variable):
     (tmp_path / "file").touch()  # not even root makes a folder below it
@@ -327,6 +330,7 @@ sys.stdin.read(1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("other", "waits"), [("add_one", True), ("add_two", False)])
 def test_another_process_is_waited_for_only_if_it_compiles_the_same_kernel(tmp_path, other, waits):
     log_of_first_use(tmp_path)
@@ -345,6 +349,7 @@ def test_another_process_is_waited_for_only_if_it_compiles_the_same_kernel(tmp_p
         assert (process.poll() is None) == (not waits)
 
 
+@pytest.mark.slow
 def test_compiled_code_is_found_again_and_a_truncated_cache_is_survived(tmp_path):
     assert "compiled for this machine" in log_of_first_use(tmp_path)
     assert "compiled" not in log_of_first_use(tmp_path)
