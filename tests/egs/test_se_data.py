@@ -14,7 +14,7 @@ LOCAL = "se/enh1/local"
 RATE = 16000
 KINDS_OF_TRAINING = (
     *("coloured", "swelling", "band", "tones", "clicks", "hum"),
-    *("shaped", "rustling", "knocks"),
+    *("shaped", "rustling", "knocks", "horns", "calls"),
 )
 
 
@@ -64,7 +64,7 @@ def test_coloured_noise_falls_as_it_says(local, alpha):
     assert slope == pytest.approx(-alpha, abs=0.05)
 
 
-PARTS_OF_TRAINING = (*KINDS_OF_TRAINING, "_slow", "_drawn", "_faded")
+PARTS_OF_TRAINING = (*KINDS_OF_TRAINING, "_slow", "_drawn", "_gliding", "_faded")
 
 
 @pytest.mark.parametrize("kind", ["music", "engine", "workshop"])

@@ -115,6 +115,28 @@ def knocks(random: Random, samples: int) -> Array:
     return normalized(total)
 
 
+def horns(random: Random, samples: int) -> Array:
+    """Return horns, sirens and alarms: harmonic tones that are held, glide or waver."""
+    total = 10 ** (-random.uniform(15, 40) / 20) * _drawn(random, samples)
+    for _ in range(random.integers(1, 5)):
+        start = int(random.uniform(0, 2) * RATE)
+        while start < samples:
+            tone = _gliding(random, seconds=random.uniform(0.3, 3), octaves=0.7, wavering=0.03)
+            _add(total, start, tone)
+            start += len(tone) + int(random.uniform(0, 2) * RATE)
+    return normalized(total)
+
+
+def calls(random: Random, samples: int) -> Array:
+    """Return cries of birds and other animals: short harmonic tones that glide far."""
+    total = 10 ** (-random.uniform(15, 40) / 20) * _drawn(random, samples)
+    pace = np.exp(random.uniform(np.log(1), np.log(10)))
+    for start in random.integers(0, samples, random.poisson(pace * samples / RATE) + 1):
+        cry = _gliding(random, seconds=random.uniform(0.04, 0.5), octaves=1.5, wavering=0.01)
+        _add(total, start, random.exponential(2) * cry)
+    return normalized(total)
+
+
 def music(random: Random, samples: int) -> Array:
     """Return a tune over chords with a beat: plucked notes of a scale, and a drum."""
     total = np.zeros(samples)
@@ -192,6 +214,8 @@ TRAINING: dict[str, Kind] = {
     "shaped": shaped,
     "rustling": rustling,
     "knocks": knocks,
+    "horns": horns,
+    "calls": calls,
 }
 
 #: What is heard in testing only; babble, which is made of voices, is one more.
@@ -221,6 +245,28 @@ def _drawn(random: Random, samples: int) -> Array:
     octaves = np.log2(np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 31.25) / 31.25)
     level = np.interp(octaves, np.arange(9), random.uniform(-20, 20, 9))
     return normalized(np.fft.irfft(spectrum * 10 ** (level / 20), n=samples))
+
+
+def _gliding(random: Random, seconds: float, octaves: float, wavering: float) -> Array:
+    """Return a tone of some harmonics, whose pitch glides and wavers, and that fades in and out.
+
+    Args:
+        random: Where it comes from.
+        seconds: How long it is.
+        octaves: How far it glides at the most; one in two does not.
+        wavering: Of the pitch, up or down, at the most.
+    """
+    time = np.arange(int(seconds * RATE)) / RATE
+    glide = random.uniform(-octaves, octaves) * (random.random() < 0.5) * time / seconds
+    wave = 1 + wavering * random.random() * np.sin(2 * np.pi * random.uniform(3, 9) * time)
+    pitch = np.exp(random.uniform(np.log(90), np.log(2500))) * 2**glide * wave
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    steepness = random.uniform(0, 2)
+    tone = np.zeros(len(time))
+    for harmonic in range(1, min(24, int(RATE / 2 / pitch.max())) + 1):
+        tone += random.exponential(1) / harmonic**steepness * np.sin(harmonic * phase)
+    fading = np.minimum(1, np.minimum(time, time[::-1]) / (0.2 * seconds))
+    return normalized(tone) * fading
 
 
 def _faded(on: npt.NDArray[np.bool_]) -> Array:
