@@ -10,6 +10,10 @@ replayed. The last column is the floor (benchmarks/roofline.py) of an H100 SXM.
 
 prints milliseconds that the card computes, and how many kernels that is, for encoders and training
 steps (benchmarks/encoders.py, benchmarks/training.py): the sum over PyTorch's profile of one call.
+
+    python -m benchmarks.cuda_kernels memory
+
+prints the peak of a scan with gradients, as a multiple of its inputs, its output and gradients.
 """
 
 import argparse
@@ -27,7 +31,6 @@ from benchmarks.ops import Shape, ours, scan_inputs
 from benchmarks.roofline import CARDS, DIM, DTYPES, scan
 from benchmarks.timing import Settings
 from espnet_bimamba.ops.backends import BACKENDS, Call
-from espnet_bimamba.ops.lengths import Lengths
 
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "conbimamba-ext": ("conbimamba-ext", {}),
@@ -51,10 +54,7 @@ def inputs(batch: int, length: int, dtype: str, both: bool, device: str) -> dict
 
 def calls(backend: str, x: dict[str, Tensor], both: bool) -> dict[str, Callable[[], object]]:
     """Return the forward pass, and the forward pass with all gradients."""
-    batch, _, length = x["u"].shape
-    # Known to fit, as an encoder's are: a check is six launches more.
-    lengths = Lengths(torch.full((batch,), length, device=x["u"].device), length)
-    options = {"lengths": lengths, "bidirectional": both}
+    options = {"bidirectional": both}
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in x.items()}
     d_out = torch.randn_like(x["u"])
 
@@ -98,11 +98,11 @@ def print_models() -> None:
     print("|---|" + "--:|" * len(SUBJECTS))
     for kind in settings.precisions:
         for batch, seconds in SPEECH:
-            inputs = encoders.features(seconds, batch, "cuda")
+            speech = encoders.features(seconds, batch, "cuda")
             cells = []
             for name, options in SUBJECTS.values():
                 model = models.encoder(name, settings, **options).build().cuda()
-                cells.append(_cell(encoders.forward(model, inputs, kind, "cuda")))
+                cells.append(_cell(encoders.forward(model, speech, kind, "cuda")))
             print(f"| inference, {kind}, {batch} x {seconds} s | " + " | ".join(cells) + " |")
         for batch, seconds in TRAINING:
             cells = [
@@ -117,14 +117,47 @@ def _cell(call: Callable[[], object]) -> str:
     return f"{milliseconds:.3g} ({kernels})"
 
 
-def print_scans() -> None:
-    """Print what scans take, of each backend."""
+def backends_here() -> list[str]:
+    """Return the backends that serve a scan with lengths on the card."""
     call = Call("selective_scan", "cuda", d_state=16, lengths=True)
-    backends = [
+    return [
         name
         for name, backend in BACKENDS.items()
         if name != "reference" and not backend.rejects(call)
     ]
+
+
+def print_memory() -> None:
+    """Print the peak of each backend, forward and backward, over what must exist."""
+    backends = backends_here()
+    print("| scan, forward and backward | must exist, MB | " + " | ".join(backends) + " |")
+    print("|---|--:|" + "--:|" * len(backends))
+    for both in (False, True):
+        for batch, length in SHAPES:
+            x = inputs(batch, length, "float32", both, "cuda")
+            # Each input has a gradient, and so has the output, which is as large as u.
+            must = 2 * sum(t.nbytes for t in x.values()) + 2 * x["u"].nbytes
+            peaks = [peak(backend, x, both) / must for backend in backends]
+            directions = "both directions" if both else "one direction"
+            cells = [f"{value:.2f}x" for value in peaks]
+            print(f"| {directions}, {batch} x {length} | {must / 1e6:.0f} | {' | '.join(cells)} |")
+
+
+def peak(backend: str, x: dict[str, Tensor], both: bool) -> int:
+    """Return the most bytes that a scan with gradients takes, what it is given included."""
+    call = calls(backend, x, both)["forward+backward"]
+    given = sum(t.nbytes for t in x.values()) + x["u"].nbytes
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return given + torch.cuda.max_memory_allocated() - before
+
+
+def print_scans() -> None:
+    """Print what scans take, of each backend."""
+    backends = backends_here()
     print("| scan | " + " | ".join(backends) + " | floor |")
     print("|---|" + "--:|" * (len(backends) + 1))
     for dtype, element in DTYPES.items():
@@ -146,7 +179,7 @@ def print_scans() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one of the tables."""
-    tables = {"scan": print_scans, "models": print_models}
+    tables = {"scan": print_scans, "memory": print_memory, "models": print_models}
     parser = argparse.ArgumentParser(description="What kernels take of a card.")
     parser.add_argument("what", choices=tables)
     what = parser.parse_args(argv).what

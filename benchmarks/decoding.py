@@ -40,7 +40,7 @@ def run(settings: Settings) -> list[Measurement]:
             encoding[subject] = _clock(recognizer.asr_model.encoder, settings.device)
             calls[subject] = functools.partial(recognizer, speech)
         size = {"seconds": seconds, "beam": 10, "ctc_weight": 0.3}
-        for subject, samples in interleaved(calls, settings, seconds=15, least=2).items():
+        for subject, samples in interleaved(calls, settings, seconds=15, least=4).items():
             encoder = encoding[subject][-len(samples) :]
             results += [
                 Measurement("decoding", "all", subject, "s", samples, size),

@@ -46,7 +46,7 @@ class Sizes:
         repeated: Lengths measured in alternating rounds.
         longer: Those measured in the process that measures memory: once, and by those that are held
             to be linear several times, each time beside the longest of ``repeated``.
-        longest: What only those and the peers are asked for.
+        longest: What only those and the peers are asked for, once.
         seconds: Time for the rounds of one length.
         chosen_at: Length at which the peers' attention is chosen.
         hour: What :func:`run_hour` measures, in this order.
@@ -97,6 +97,29 @@ def run(settings: Settings) -> list[Measurement]:
                     if not _left_out(walks, subject, duration)
                 }
                 results += _rounds(settings, sizes, taking_part, duration, batch, kind)
+        if settings.scale != "quick":
+            results += _subsampling(settings, sizes, models, kind)
+    return results
+
+
+def _subsampling(
+    settings: Settings, sizes: Sizes, models: dict[str, nn.Module], kind: str
+) -> list[Measurement]:
+    """Measure what is before the blocks, whose only difference is how it is computed."""
+    results = []
+    for seconds in sizes.repeated[1:]:
+        x, _ = features(seconds, 1, settings.device)
+        mask = torch.ones(1, 1, x.size(1), dtype=torch.bool, device=settings.device)
+        calls = {
+            name: forward(models[name].get_submodule("embed"), (x, mask), kind, settings.device)
+            for name in (_FLOOR_OF, "conformer")
+            if name in models
+        }
+        size = _size(seconds, 1, kind)
+        results += [
+            Measurement("encoder", "subsampling", subject, "s", samples, size)
+            for subject, samples in interleaved(calls, settings, seconds=2).items()
+        ]
     return results
 
 
@@ -310,7 +333,8 @@ def _walk(
     if ENCODERS[subject].ours and times == 1:
         # No bar asks for it, and half an hour of speech takes half a minute.
         longer = tuple(seconds for seconds in longer if seconds < sizes.longest)
-    compared = [x for seconds in longer for x in (beside, seconds)] * times
+    again = tuple(seconds for seconds in longer if seconds < sizes.longest) * (times - 1)
+    compared = [x for seconds in (*longer, *again) for x in (beside, seconds)]
     found = _walk_over(settings, (*short, *compared), subject, kind, options)
     # Of the lengths that are measured in rounds, time counts only beside that of longer ones.
     return [

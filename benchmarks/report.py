@@ -182,6 +182,7 @@ def _encoders(results: Results) -> str:
         text += "\n\nA minute in the processes of the longer ones, which these are held against: "
         text += "; ".join(f"{m.subject} {_time(m)} ({m.size['precision']})" for m in beside) + "."
     text += _attentions(results.select("attention"))
+    text += _subsampling(results.select("encoder", "subsampling"))
     if hour := results.select("encoder", "hour", unit="s"):
         rows_of_hour = [
             (m.subject, f"{m.size['seconds']:g} s", _time(m), _amount_of(results, m)) for m in hour
@@ -189,6 +190,18 @@ def _encoders(results: Results) -> str:
         header = ("", "speech", "time", "peak memory in all")
         text += "\n\n### One hour\n\n" + _table(header, rows_of_hour)
     return text
+
+
+def _subsampling(rows: list[Measurement]) -> str:
+    if not rows:
+        return ""
+    return (
+        "\n\nOf that, subsampling by four and the linear layer behind it: "
+        + "; ".join(
+            f"{m.subject} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})" for m in rows
+        )
+        + "."
+    )
 
 
 def _attentions(chosen: list[Measurement]) -> str:
@@ -199,6 +212,21 @@ def _attentions(chosen: list[Measurement]) -> str:
         + "; ".join(
             f"{m.subject} {m.case} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})"
             for m in chosen
+        )
+        + "."
+    )
+
+
+def _leaner(peaks: list[Measurement]) -> str:
+    found = [m for m in peaks if m.samples]
+    if not found:
+        return ""
+    return (
+        "\n\nTheir memory is that of the leaner one: "
+        + "; ".join(
+            f"{m.subject} {m.case} {_gigabytes(m)} "
+            f"({m.size['batch']} x {m.size['seconds']:g} s, {m.size['precision']})"
+            for m in found
         )
         + "."
     )
@@ -249,7 +277,8 @@ def _training(results: Results) -> str:
         "## Training step\n\nForward, backward and Adam of a recognition model: the encoder above, "
         "an attention decoder of 6 blocks, CTC.\n\n"
         + _table(("encoder", "batch", "time", "peak memory"), lines)
-        + _attentions(results.select("attention in training"))
+        + _attentions(results.select("attention in training", unit="s"))
+        + _leaner(results.select("attention in training", unit="bytes"))
         + _training_parts(results)
     )
 

@@ -202,3 +202,28 @@ def test_the_speed_of_products_stands_beside_that_of_a_large_one():
     assert "alone: 2 ms, at 100 GFLOP/s where a large square product runs at 150 GFLOP/s." in text
     assert "| projections | 3 ms | 75% |" in text
     assert "| together | 4 ms |  |" in text
+
+
+def test_training_steps_are_held_to_the_conformers_in_every_precision():
+    results = Results(
+        Measurement(
+            "training", "step", subject, unit, [value], {"batch": 8, "seconds": 10, "precision": p}
+        )
+        for p, half in (("float32", 1.0), ("bfloat16", 0.5))
+        for unit in ("s", "bytes")
+        for subject, value in (("conformer", 2.0), ("conbimamba-ext", 2.2 * half))
+    )
+    found = {bar.id: (bar.what, round(bar.value, 3), bar.most) for bar in training.bars(results)}
+    ours = "conbimamba-ext / conformer"
+    assert found == {
+        "training-time-conbimamba-ext-8x10": (f"training step, 8 x 10 s: {ours}", 1.1, 1.15),
+        "training-memory-conbimamba-ext-8x10": (
+            *(f"training step, peak memory, 8 x 10 s: {ours}", 1.1, 1.0),
+        ),
+        "training-time-conbimamba-ext-8x10-bfloat16": (
+            *(f"training step, bfloat16, 8 x 10 s: {ours}", 0.55, 1.15),
+        ),
+        "training-memory-conbimamba-ext-8x10-bfloat16": (
+            *(f"training step, bfloat16, peak memory, 8 x 10 s: {ours}", 0.55, 1.0),
+        ),
+    }
