@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import encoders, models, training
 from benchmarks.ops import Shape, ours, scan_inputs
 from benchmarks.roofline import CARDS, DIM, DTYPES, scan
-from benchmarks.timing import Settings
+from benchmarks.timing import Settings, peak_memory
 from espnet_bimamba.ops.backends import BACKENDS, Call
 
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +41,7 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
 # Utterances and seconds of each.
 SPEECH = ((1, 10), (1, 60), (16, 10), (16, 30), (16, 60))
 TRAINING = ((8, 15), (32, 15))
+DIRECTIONS = {False: "one direction", True: "both directions"}
 SHAPES = ((1, 250), (1, 1000), (8, 500), (16, 1000), (32, 375), (32, 1000))
 
 
@@ -137,10 +138,9 @@ def print_memory() -> None:
             x = inputs(batch, length, "float32", both, "cuda")
             # Each input has a gradient, and so has the output, which is as large as u.
             must = 2 * sum(t.nbytes for t in x.values()) + 2 * x["u"].nbytes
-            peaks = [peak(backend, x, both) / must for backend in backends]
-            directions = "both directions" if both else "one direction"
-            cells = [f"{value:.2f}x" for value in peaks]
-            print(f"| {directions}, {batch} x {length} | {must / 1e6:.0f} | {' | '.join(cells)} |")
+            cells = [f"{peak(backend, x, both) / must:.2f}x" for backend in backends]
+            row = f"{DIRECTIONS[both]}, {batch} x {length}"
+            print(f"| {row} | {must / 1e6:.0f} | " + " | ".join(cells) + " |")
 
 
 def peak(backend: str, x: dict[str, Tensor], both: bool) -> int:
@@ -148,11 +148,7 @@ def peak(backend: str, x: dict[str, Tensor], both: bool) -> int:
     call = calls(backend, x, both)["forward+backward"]
     given = sum(t.nbytes for t in x.values()) + x["u"].nbytes
     call()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return given + torch.cuda.max_memory_allocated() - before
+    return given + peak_memory(call, "cuda").above
 
 
 def print_scans() -> None:
@@ -172,8 +168,7 @@ def print_scans() -> None:
                 floors = {"forward": forward, "forward+backward": forward + backward}
                 for what, floor in floors.items():
                     times = [f"{microseconds(backend[what]):.0f}" for backend in timed]
-                    directions = "both directions" if both else "one direction"
-                    row = f"{dtype}, {directions}, {batch} x {length}, {what}"
+                    row = f"{dtype}, {DIRECTIONS[both]}, {batch} x {length}, {what}"
                     print(f"| {row} | " + " | ".join([*times, f"{floor:.0f}"]) + " |")
 
 

@@ -178,9 +178,13 @@ def _encoders(results: Results) -> str:
             if found:
                 text += f"\n\n### {name}, {kind}, batch {batch}\n\n"
                 text += _by_length(results, found)
-    if beside := results.select("encoder", BESIDE, unit="s"):
-        text += "\n\nA minute in the processes of the longer ones, which these are held against: "
-        text += "; ".join(f"{m.subject} {_time(m)} ({m.size['precision']})" for m in beside) + "."
+    text += _listed(
+        "A minute in the processes of the longer ones, which these are held against",
+        [
+            f"{m.subject} {_time(m)} ({m.size['precision']})"
+            for m in results.select("encoder", BESIDE, unit="s")
+        ],
+    )
     text += _attentions(results.select("attention"))
     text += _subsampling(results.select("encoder", "subsampling"))
     if hour := results.select("encoder", "hour", unit="s"):
@@ -193,43 +197,33 @@ def _encoders(results: Results) -> str:
 
 
 def _subsampling(rows: list[Measurement]) -> str:
-    if not rows:
-        return ""
-    return (
-        "\n\nOf that, subsampling by four and the linear layer behind it: "
-        + "; ".join(
-            f"{m.subject} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})" for m in rows
-        )
-        + "."
-    )
+    what = "Of that, subsampling by four and the linear layer behind it"
+    return _listed(what, [f"{m.subject} {_time(m)} ({_speech(m)})" for m in rows])
 
 
 def _attentions(chosen: list[Measurement]) -> str:
-    if not chosen:
-        return ""
-    return (
-        "\n\nPeers run with the faster of ESPnet's attentions: "
-        + "; ".join(
-            f"{m.subject} {m.case} {_time(m)} ({m.size['seconds']:g} s, {m.size['precision']})"
-            for m in chosen
-        )
-        + "."
-    )
+    what = "Peers run with the faster of ESPnet's attentions"
+    return _listed(what, [f"{m.subject} {m.case} {_time(m)} ({_speech(m)})" for m in chosen])
 
 
 def _leaner(peaks: list[Measurement]) -> str:
-    found = [m for m in peaks if m.samples]
-    if not found:
-        return ""
-    return (
-        "\n\nTheir memory is that of the leaner one: "
-        + "; ".join(
-            f"{m.subject} {m.case} {_gigabytes(m)} "
-            f"({m.size['batch']} x {m.size['seconds']:g} s, {m.size['precision']})"
-            for m in found
-        )
-        + "."
+    return _listed(
+        "Their memory is that of the leaner one",
+        [
+            f"{m.subject} {m.case} {_gigabytes(m)} ({m.size['batch']} x {_speech(m)})"
+            for m in peaks
+            if m.samples
+        ],
     )
+
+
+def _speech(m: Measurement) -> str:
+    return f"{m.size['seconds']:g} s, {m.size['precision']}"
+
+
+def _listed(what: str, cells: list[str]) -> str:
+    """Return a paragraph that lists what was measured, none if that is nothing."""
+    return f"\n\n{what}: {'; '.join(cells)}." if cells else ""
 
 
 def _amount_of(results: Results, m: Measurement) -> str:

@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _scored(clean: dict[str, Path], scp: Path, folder: Path, nj: int) -> Scores:
     """Score what ``scp`` lists; or read what was scored after it was written, if it is all."""
     files = [folder / f"{file}_spk1" for file in MEASURES.values()]
-    other = _table(scp)
     if all(f.is_file() and f.stat().st_mtime > scp.stat().st_mtime for f in files):
         scored = {
             measure: {name: float(value) for name, value in _rows(file)}
@@ -60,6 +59,7 @@ def _scored(clean: dict[str, Path], scp: Path, folder: Path, nj: int) -> Scores:
         }
         if all(scores.keys() == clean.keys() for scores in scored.values()):
             return scored
+    other = _table(scp)
     if odd := sorted(clean.keys() ^ other.keys()):
         raise MeasureError(f"{scp} and its references differ, {odd[0]} the first")
     names = sorted(clean)
