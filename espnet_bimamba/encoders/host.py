@@ -7,6 +7,7 @@ import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
+from espnet_bimamba.convolution import keep_channels_last
 from espnet_bimamba.encoders.options import REFUSED
 from espnet_bimamba.encoders.positions import check_positions, replace_positions
 from espnet_bimamba.encoders.stack import (
@@ -106,6 +107,7 @@ class MixerHost(AbsEncoder):
         replace_positions(self.embed, pos_enc_layer_type)
         subsample_in_pieces(self.embed)
         for layer in self.encoders:
+            keep_channels_last(layer)
             mixer = build_mixer(
                 mamba_type,
                 output_size,

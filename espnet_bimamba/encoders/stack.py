@@ -12,6 +12,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.repeat import MultiSequenti
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from espnet_bimamba.convolution import ChannelsLastBatchNorm1d
+
 # Modules that ESPnet calls without the mask look here for that of the layer they run in. A
 # context variable, since several threads may run one model.
 _real_frames: ContextVar[Tensor | None] = ContextVar("real_frames", default=None)
@@ -135,7 +137,7 @@ class CheckpointedSequential(nn.Sequential):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-class RealFramesBatchNorm1d(nn.BatchNorm1d):
+class RealFramesBatchNorm1d(ChannelsLastBatchNorm1d):
     """Batch norm whose statistics count real frames only; padded ones come out as zero.
 
     ``SyncBatchNorm.convert_sync_batchnorm`` would put a plain one in its place: the encoder looks.
