@@ -47,8 +47,17 @@ def draw_spectrograms(signals: dict[str, Array], file: Path, rate: int = 16000) 
     file.parent.mkdir(parents=True, exist_ok=True)
     with draft_of(file) as draft:
         figure.savefig(draft, dpi=80)
+        _in_few_colours(draft)
     plt.close(figure)
     return file
+
+
+def _in_few_colours(picture: Path) -> None:
+    """Write a PNG again with a palette: noise in full colour takes three times the space."""
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(picture, format="PNG")
 
 
 def decibels(samples: Array, width: int = 512, step: int = 128) -> Array:
