@@ -37,10 +37,11 @@ class ChannelsLastBatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` (batch, channels, length)."""
-        if self.training or not _gains_from_channels_last(x):
+        mean, variance = self.running_mean, self.running_var
+        if self.training or mean is None or not _gains_from_channels_last(x):
             return super().forward(x)
-        statistics = (self.running_mean, self.running_var)
-        out = F.batch_norm(x[:, :, None], *statistics, self.weight, self.bias, eps=self.eps)
+        image = x[:, :, None]
+        out = F.batch_norm(image, mean, variance, self.weight, self.bias, eps=self.eps)
         return out.squeeze(2)
 
 
@@ -61,7 +62,7 @@ def keep_channels_last(module: nn.Module) -> None:
     for child in module.modules():
         if type(child) is nn.Conv1d and _has_one_channel_or_frame(child):
             child.__class__ = ChannelsLastConv1d
-        elif type(child) is nn.BatchNorm1d and child.track_running_stats:
+        elif type(child) is nn.BatchNorm1d:
             child.__class__ = ChannelsLastBatchNorm1d
 
 

@@ -100,7 +100,7 @@ def test_in_inference_channels_stay_side_by_side(options):
 
 @needs_onednn
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_module_keeps_the_layout_from_end_to_end(causal):
+def test_a_module_without_padding_keeps_the_layout(causal):
     module = PaddedConvolutionModule(24, 31, nn.SiLU(), causal).eval()
     layouts = []
     for part in (module.pointwise_conv1, module.depthwise_conv, module.norm, module.activation):
@@ -115,7 +115,7 @@ def test_a_module_keeps_the_layout_from_end_to_end(causal):
 @pytest.mark.parametrize("layout", ["length last", "channels last"])
 def test_the_numbers_are_those_of_batch_norm(layout):
     torch.manual_seed(0)
-    plain = nn.BatchNorm1d(24)
+    plain = nn.BatchNorm1d(24, eps=0.1)
     plain(3 + 2 * torch.randn(5, 24, 40))
     nn.init.normal_(plain.weight)
     nn.init.normal_(plain.bias)
@@ -139,8 +139,67 @@ def test_batch_norm_learns_the_same():
     assert not torch.equal(ours.running_var, torch.ones(24))
 
 
-def test_batch_norm_without_statistics_stays():
-    assert type(replaced(nn.BatchNorm1d(24, track_running_stats=False))) is nn.BatchNorm1d
+@needs_onednn
+def test_batch_norm_keeps_the_layout():
+    ours = replaced(nn.BatchNorm1d(24).eval())
+    with torch.no_grad():
+        out = ours(torch.randn(3, 40, 24).transpose(1, 2))
+    assert out.transpose(1, 2).is_contiguous()
+
+
+def test_batch_norm_without_statistics():
+    plain = nn.BatchNorm1d(24, track_running_stats=False).eval()
+    x = torch.randn(3, 24, 40)
+    with torch.no_grad():
+        assert torch.equal(replaced(plain)(x), plain(x))
+
+
+def test_batch_norm_of_two_dimensions():
+    plain = nn.BatchNorm1d(24).eval()
+    x = torch.randn(3, 24)
+    with torch.no_grad():
+        assert torch.equal(replaced(plain)(x), plain(x))
+
+
+def test_a_sequence_without_a_batch():
+    plain = convolution(CAN["depthwise, odd"])
+    x = torch.randn(24, 40)
+    with torch.no_grad():
+        assert torch.equal(replaced(plain)(x), plain(x))
+
+
+def test_without_onednn_it_is_conv1d_to_the_bit(monkeypatch):
+    plain = convolution(CAN["pointwise"])
+    x = torch.randn(3, 24, 40)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with torch.no_grad():
+        assert torch.equal(replaced(plain)(x), plain(x))
+
+
+def test_on_other_devices_it_is_conv1d(monkeypatch):
+    ours = replaced(convolution(CAN["depthwise, odd"])).to("meta")
+    monkeypatch.delattr(torch.nn.functional, "conv2d")
+    with torch.no_grad():
+        assert ours(torch.empty(3, 24, 40, device="meta")).shape == (3, 24, 40)
+
+
+@pytest.mark.parametrize("options", CAN.values(), ids=CAN)
+def test_an_exported_graph_has_conv1d(options):
+    ours = replaced(convolution(options)).eval()
+    with torch.no_grad():
+        graph = torch.export.export(ours, (torch.randn(3, 24, 40),)).graph
+    assert [n.target for n in graph.nodes if n.op == "call_function"] == [
+        torch.ops.aten.conv1d.default
+    ]
+
+
+@needs_onednn
+def test_batch_norm_of_real_frames_keeps_the_layout():
+    encoder = build("conbimamba", mask_batch_norm=True).float().eval()
+    norm = encoder.encoders[0].conv_module.norm
+    with torch.no_grad():
+        out = norm(torch.randn(3, 40, norm.num_features).transpose(1, 2))
+    assert out.transpose(1, 2).is_contiguous()
 
 
 @every_encoder
