@@ -270,8 +270,8 @@ def _training(results: Results) -> str:
         lines.append((subject, what, _time(taken), _gigabytes(peak) if peak else "-"))
     return (
         "## Training step\n\nForward, backward and Adam of a recognition model: the encoder above, "
-        "an attention decoder of 6 blocks, CTC. On a CPU the Conformer is the only peer: a step takes "
-        "seconds.\n\n"
+        "an attention decoder of 6 blocks, CTC. On a CPU, where a step takes seconds, the "
+        "Conformer is the only peer.\n\n"
         + _table(("encoder", "batch", "time", "peak memory"), lines)
         + _attentions(results.select("attention in training", unit="s"))
         + _leaner(results.select("attention in training", unit="bytes"))
