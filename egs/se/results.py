@@ -6,6 +6,7 @@ those that there are. A model of which the gain in one measure may be nothing ha
 """
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -51,6 +52,7 @@ class Run:
         folder: Its experiment.
         parameters: Their number as the log gives it.
         epochs: Loss of training, loss of validation, seconds, by the epoch.
+        best: The epoch whose model was scored, None if none is kept.
         scores: By measure and utterance; empty if it was not scored.
     """
 
@@ -59,6 +61,7 @@ class Run:
     folder: Path
     parameters: str
     epochs: dict[int, tuple[float, ...]]
+    best: int | None
     scores: Scores
 
 
@@ -197,8 +200,19 @@ def read_runs(recipe: Path, mixtures: dict[str, Mixture]) -> list[Run]:
         parameters, lines = training_log(folder)
         epochs = epoch_lines(lines, train="loss", valid="loss")
         scores = read_scores(folder / f"enhanced_{SET}" / "scoring", mixtures)
-        runs.append(Run(model, seed, folder, parameters, epochs, scores))
+        runs.append(Run(model, seed, folder, parameters, epochs, best_epoch(folder), scores))
     return runs
+
+
+def best_epoch(folder: Path) -> int | None:
+    """Return the epoch that ESPnet took for the best, by the checkpoint that it links.
+
+    Its log, of three digits, does not tell which of two close losses is the smaller.
+    """
+    link = folder / "valid.loss.best.pth"
+    name = link.readlink().name if link.is_symlink() else ""
+    match = re.fullmatch(r"(\d+)epoch\.pth", name)
+    return int(match[1]) if match else None
 
 
 def gains_table(results: Results) -> str:
@@ -238,15 +252,17 @@ def trainings_table(results: Results) -> str:
     rows = []
     for runs in results.models.values():
         for run in runs:
-            cells = ["0", "-", "-", "-", "-"]
-            if run.epochs:
-                best = min(run.epochs, key=lambda number: run.epochs[number][1])
-                minutes = sum(seconds for _, _, seconds in run.epochs.values()) / 60
-                losses = [run.epochs[number][1] for number in (min(run.epochs), best)]
-                cells = [str(len(run.epochs)), f"{minutes:.0f}"]
-                cells += [*(f"{loss:.4f}" for loss in losses), str(best)]
-            rows.append([run.model, str(run.seed), run.parameters, *cells])
+            rows.append([run.model, str(run.seed), run.parameters, *_training(run)])
     return markdown(head, rows)
+
+
+def _training(run: Run) -> list[str]:
+    if not run.epochs:
+        return ["0", "-", "-", "-", "-"]
+    minutes = sum(seconds for _, _, seconds in run.epochs.values()) / 60
+    first = f"{run.epochs[min(run.epochs)][1]:.3f}"
+    best = f"{run.epochs[run.best][1]:.3f}" if run.best in run.epochs else "-"
+    return [str(len(run.epochs)), f"{minutes:.0f}", first, best, str(run.best or "-")]
 
 
 def report(results: Results) -> str:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 type Array = npt.NDArray[np.float64]
 
-DRAWS = 1000
+DRAWS = 10_000
 
 
 class Resampling:

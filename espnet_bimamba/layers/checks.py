@@ -59,6 +59,16 @@ def check_flag(option: str, value: object) -> None:
         raise OptionError(option, value, "true or false")
 
 
+def check_rate(option: str, value: object) -> None:
+    """Refuse what is no rate of dropout; 1 would leave nothing.
+
+    Raises:
+        OptionError: ``value`` is no number from 0 up to below 1.
+    """
+    if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
+        raise OptionError(option, value, "a number from 0 up to below 1")
+
+
 def check_dt_range(dt_min: float, dt_max: float, dt_init_floor: float) -> None:
     """Refuse a range from which no initial step size can be drawn.
 

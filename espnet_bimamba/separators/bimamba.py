@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from espnet_bimamba.errors import OptionError, ShapeError, UnusedOptionError
 from espnet_bimamba.layers import LayerState, MixerAttention, build_mixer
-from espnet_bimamba.layers.checks import check_flag, check_integer
+from espnet_bimamba.layers.checks import check_flag, check_integer, check_rate
 from espnet_bimamba.ops.lengths import check_lengths, padding_mask
 from espnet_bimamba.separators.blocks import BLOCKS, BlockSizes
 
@@ -112,6 +112,8 @@ class BiMambaSeparator(AbsSeparator):
         _refuse_unused(given, block_type, mamba_type)
         for option in ("num_spk", "layers", "adim", "linear_units", "conformer_enc_kernel_size"):
             check_integer(option, given[option])
+        for option in ("dropout_rate", "attention_dropout_rate"):
+            check_rate(option, given[option])
         check_flag("predict_noise", predict_noise)
         super().__init__()
         self._num_spk = num_spk

@@ -51,10 +51,17 @@ class SqrtHannStft(Stft):
 
     Args:
         **options: Those of ``Stft``, but for ``window``.
+
+    Raises:
+        OptionError: The windows do not overlap: each begins at zero, and samples would be lost.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        if self.hop_length >= self.win_length:
+            raise OptionError(
+                "hop_length", self.hop_length, f"less than win_length, which is {self.win_length}"
+            )
         self.window = WINDOW
 
     def forward(self, input: Tensor, ilens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -214,7 +221,7 @@ class SqrtHannEncoder(_SqrtHannWindow, STFTEncoder):
             ``win_length`` is 512 and its ``hop_length`` 256.
 
     Raises:
-        OptionError: Another window was asked for.
+        OptionError: Another window was asked for, or the windows do not overlap.
     """
 
     def _apply_window_func(self, input: Tensor) -> Tensor:

@@ -192,6 +192,17 @@ def test_on_another_corpus_the_network_is_that_of_the_paper(name):
 
 
 @pytest.mark.parametrize("name", SAME_NETWORK)
+def test_on_another_corpus_the_learning_rate_has_the_papers_shape(name):
+    """It rises for fewer updates: as many as the YAML says in a comment."""
+    config = yaml.safe_load(OTHERS[name].path.read_text())
+    warmup, peak = {"so762_se": (200, 1e-3), "vctk_noisy": (10_000, (256 * 10_000) ** -0.5)}[
+        name.partition("/")[0]
+    ]
+    assert config["scheduler_conf"] == {"warmup_steps": warmup}
+    assert config["optim_conf"]["lr"] == pytest.approx(peak, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SAME_NETWORK)
 def test_on_another_corpus_espnet_knows_every_option(name):
     # A parser of its own: ESPnet's keeps what one YAML says as the default of the next.
     args = EnhancementTask.get_parser().parse_args(["--config", str(OTHERS[name].path)])

@@ -65,6 +65,7 @@ def recipe(tmp_path):
     }.items():
         folder = tmp_path / "exp" / f"enh_{tag}"
         write(folder / "train.log", LOG.splitlines())
+        (folder / "valid.loss.best.pth").symlink_to("2epoch.pth")
         scores = {name: noisy[name] + gain[clip] for name, (clip, _, _) in MIXTURES.items()}
         write_scores(folder / "enhanced_test/scoring", scores)
     return tmp_path
@@ -134,12 +135,23 @@ def test_speakers_are_drawn_whole(se, recipe):
 def test_the_report_says_what_its_intervals_are_for(se, recipe):
     text = se.report(se.Results(recipe))
     said = (
-        "1000 bootstrap draws of the 4 speakers; it is for these 2 noises and these trainings, 2 "
+        "10000 bootstrap draws of the 4 speakers; it is for these 2 noises and these trainings, 2 "
     )
     assert said in text
     shutil.rmtree(recipe / "exp/enh_unsure_seed2")
     text = se.report(se.Results(recipe))
     assert "for these 2 noises and this one training of each model, which are not drawn)" in text
+
+
+def test_the_best_epoch_is_that_of_the_kept_model(se, recipe):
+    """Of two losses that the log cannot tell apart, too."""
+    log = recipe / "exp/enh_sure_seed1/train.log"
+    log.write_text(log.read_text().replace("[valid] loss=0.015", "[valid] loss=0.012"))
+    (row,) = (r for r in se.trainings_table(se.Results(recipe)).splitlines() if "| sure |" in r)
+    assert row == "| sure | 1 | 1.89 M | 2 | 2 | 0.012 | 0.012 | 2 |"
+    (recipe / "exp/enh_sure_seed1/valid.loss.best.pth").unlink()
+    (row,) = (r for r in se.trainings_table(se.Results(recipe)).splitlines() if "| sure |" in r)
+    assert row == "| sure | 1 | 1.89 M | 2 | 2 | 0.012 | - | - |"
 
 
 @pytest.mark.parametrize("harm", ["missing", "another"])
@@ -166,7 +178,7 @@ def test_gains_apart_and_trainings(se, recipe):
     lines = se.conditions_table(results, "snr").splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["0 dB", "5 dB"] * 2
     # 2 * (62 + 8) seconds.
-    row = "| 1.89 M | 2 | 2 | 0.0150 | 0.0120 | 2 |"
+    row = "| 1.89 M | 2 | 2 | 0.015 | 0.012 | 2 |"
     assert f"| sure | 1 {row}" in se.trainings_table(results)
     assert f"| unsure | 2 {row}" in se.trainings_table(results)
 

@@ -160,7 +160,7 @@ def test_an_interval_is_as_wide_as_a_binomial_law_says(bootstrap):
     errors = np.repeat([1.0, 0.0], [120, 280])
     rates = bootstrap.Resampling(list(map(str, range(400)))).rates(errors, np.ones(400))
     deviation = math.sqrt(0.3 * 0.7 / 400)
-    assert len(rates) == 1000
+    assert len(rates) == 10_000
     assert rates.std() == pytest.approx(deviation, rel=0.1)
     low, high = bootstrap.interval(rates)
     assert low == pytest.approx(0.3 - 1.96 * deviation, abs=0.2 * deviation)

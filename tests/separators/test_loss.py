@@ -77,6 +77,31 @@ def test_padding_does_not_count(consistent):
     torch.testing.assert_close(batched[1:], loss(slice(1, 2), 4), rtol=1e-14, atol=0)
 
 
+def test_what_is_left_of_the_noise_where_nobody_speaks_counts():
+    criterion = CompressedMagnitudeMSE()
+    mixture, speech = spectra(*SHAPE), spectra(*SHAPE, seed=2)
+    speech[:, 3:5] = 0
+    (label,) = criterion.create_mask_label(mixture, [speech])
+    faintest = speech.abs().clamp_min(1e-5)
+    torch.testing.assert_close(
+        criterion(label, mask()), by_formula(faintest, mask() * mixture, 0.3), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_magnitudes_below_a_hundred_thousandth_count_as_one(consistent):
+    criterion = CompressedMagnitudeMSE(stft_consistency=consistent)
+    reference = torch.full(SHAPE, 1.0, dtype=torch.complex128)
+    for faint in (0.0, 1e-7, 0.99e-5):
+        estimate = torch.full(SHAPE, faint, dtype=torch.complex128)
+        if consistent:
+            loss = criterion(reference, estimate)
+        else:
+            loss = criterion(criterion.create_mask_label(reference, [reference])[0], estimate.real)
+        expected = torch.full((2,), (1 - 1e-5**0.3) ** 2, dtype=torch.float64)
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("consistent", [False, True])
 def test_gradients(consistent):
     criterion = CompressedMagnitudeMSE(stft_consistency=consistent)

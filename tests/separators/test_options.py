@@ -41,6 +41,12 @@ REFUSED = {
         "a divisor of adim, which is 256",
     ),
     "kernel": ({"conformer_enc_kernel_size": 0, "block_type": "conformer"}, "an integer of at"),
+    "dropout": ({"dropout_rate": 1.0}, "a number from 0 up to below 1"),
+    "dropout_in_quotes": ({"dropout_rate": "0.1"}, "a number from 0 up to below 1"),
+    "attention_dropout": (
+        {"attention_dropout_rate": -0.1, "mamba_type": "attention", "block_type": "transformer"},
+        "a number from 0 up to below 1",
+    ),
     "A_init": ({"A_init": "hippo"}, "one of s4d_real, random, s4d_real_noise"),
     "fusion": ({"fusion": "add", "mamba_type": "mamba"}, "nothing with mamba_type='mamba'"),
 }
@@ -137,6 +143,9 @@ def test_a_magnitude_has_the_phase_of_the_mixture():
     assert turned[:, heard].real.min() >= 0
     assert not source[0, 3].any(), "silence has no phase"
     assert others["mask_spk1"].isfinite().all()
+    faint = 1e-6 * x
+    (source,), _, _ = separator(faint, torch.tensor([12]))
+    torch.testing.assert_close(source.abs()[:, heard], captured[-1][:, heard])
 
 
 @pytest.mark.parametrize("nonlinear", ["sigmoid", "relu", "tanh"])

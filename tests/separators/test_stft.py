@@ -67,6 +67,15 @@ def test_it_is_torchs_transform_with_the_window(sizes):
     )
 
 
+def test_what_windows_hardly_share_is_reconstructed_too():
+    sizes = {"n_fft": 512, "hop_length": 511}
+    encoder, decoder = SqrtHannEncoder(**sizes), SqrtHannDecoder(**sizes)
+    # Seven hops: of more, no whole frame would cover the end.
+    x, lengths = signals(2, 7 * 511), torch.tensor([7 * 511, 7 * 511])
+    y, _ = decoder(encoder(x, lengths)[0], lengths)
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-9)
+
+
 @every_size
 @pytest.mark.parametrize("samples", [4000, 4096, 4097])
 def test_reconstruction_is_perfect(sizes, samples):
@@ -210,5 +219,7 @@ def test_options_are_espnets_but_for_the_window(ours, stock):
         OptionError, match="window='hann' is not possible: allowed is sqrt_hann here"
     ):
         ours(window="hann")
+    with pytest.raises(OptionError, match=r"hop_length=512 .* less than win_length, which is 512"):
+        SqrtHannEncoder(n_fft=512, hop_length=512)
     with pytest.raises(TypeError, match="hopp"):
         ours(hopp=3)

@@ -1,9 +1,9 @@
 """Noise from numpy and scipy alone: what anyone can make, the same from the same seed.
 
-Two lists of kinds that share none, nor anything that they are made of: training hears the ones,
-testing the others. The latter are likenesses of the paper's four: voices, music in the street, an
-engine, a workshop. None of these has coloured noise in it, a band of noise or a burst of it: they
-are pulses and white noise through resonances and combs, and notes.
+Two lists of kinds that share none, nor a part of one (white noise and sines are in both): training
+hears the ones, testing the others. The latter are likenesses of the paper's four: voices, music in
+the street, an engine, a workshop. None of these has coloured noise in it, a band of noise or a
+burst of it: they are pulses and white noise through resonances and combs, and notes.
 """
 
 from collections.abc import Callable, Sequence
