@@ -28,7 +28,6 @@ from document import markdown, put
 from runs import ResultsError, epoch_lines, training_log, trainings
 
 PROGRAM = "egs/se/results.py"
-SET = "test"
 
 type Scores = dict[str, dict[str, float]]
 
@@ -92,21 +91,24 @@ class Results:
 
     Args:
         recipe: The folder that holds ``data``, ``dump`` and ``exp``.
+        part: The set: ``test``, which stage 8 scores, or another that ``local/score.py`` has.
 
     Raises:
         ResultsError: Nothing was trained or nothing was scored, or scores are missing.
     """
 
-    def __init__(self, recipe: Path) -> None:
+    def __init__(self, recipe: Path, part: str = "test") -> None:
         self.recipe = recipe
-        self.mixtures = read_mixtures(recipe / "data" / SET / "mixtures.tsv")
-        self.noisy = read_scores(recipe / "dump" / "raw" / SET / "scoring", self.mixtures)
+        self.part = part
+        self.mixtures = read_mixtures(recipe / "data" / part / "mixtures.tsv")
+        self.noisy = read_scores(recipe / "dump" / "raw" / part / "scoring", self.mixtures)
         if not self.noisy:
-            raise ResultsError(f"{recipe} has no scores of noisy speech: run.sh --stage 8 first")
+            how = "run.sh --stage 8" if part == "test" else f"local/score.py --set {part}"
+            raise ResultsError(f"{recipe} has no scores of noisy speech of {part}: {how} first")
         self.models: dict[str, list[Run]] = {}
-        for run in read_runs(recipe, self.mixtures):
+        for run in read_runs(recipe, part, self.mixtures):
             self.models.setdefault(run.model, []).append(run)
-        self.speakers = read_speakers(recipe / "data" / SET / "utt2spk", self.mixtures)
+        self.speakers = read_speakers(recipe / "data" / part / "utt2spk", self.mixtures)
         self.resampling = Resampling([self.speakers[name] for name in self.mixtures])
 
     def gains(self, model: str, measure: str) -> Array | None:
@@ -189,7 +191,7 @@ def read_scores(folder: Path, mixtures: dict[str, Mixture]) -> Scores:
     return scores
 
 
-def read_runs(recipe: Path, mixtures: dict[str, Mixture]) -> list[Run]:
+def read_runs(recipe: Path, part: str, mixtures: dict[str, Mixture]) -> list[Run]:
     """Return all trainings, ordered by model and seed.
 
     Raises:
@@ -199,7 +201,7 @@ def read_runs(recipe: Path, mixtures: dict[str, Mixture]) -> list[Run]:
     for model, seed, folder in trainings(recipe, "enh"):
         parameters, lines = training_log(folder)
         epochs = epoch_lines(lines, train="loss", valid="loss")
-        scores = read_scores(folder / f"enhanced_{SET}" / "scoring", mixtures)
+        scores = read_scores(folder / f"enhanced_{part}" / "scoring", mixtures)
         runs.append(Run(model, seed, folder, parameters, epochs, best_epoch(folder), scores))
     return runs
 
@@ -321,11 +323,11 @@ def draw_examples(results: Results, stem: Path, snr: int = 0) -> list[Path]:
             for name, mixture in results.mixtures.items()
             if (mixture.noise, mixture.snr) == (noise, snr)
         )
-        observed = results.recipe / "dump" / "raw" / SET
+        observed = results.recipe / "dump" / "raw" / results.part
         signals = {f"noisy: {noise}, {snr} dB": _signal(results.recipe, observed / "wav.scp", name)}
         for model in results.scored:
             run = next(run for run in results.models[model] if run.scores)
-            scp = run.folder / f"enhanced_{SET}" / "spk1.scp"
+            scp = run.folder / f"enhanced_{results.part}" / "spk1.scp"
             signals[model] = _signal(results.recipe, scp, name)
         signals["clean"] = _signal(results.recipe, observed / "spk1.scp", name)
         file = stem.with_name(f"{stem.name}-{noise}.png")
@@ -342,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read trainings and scores, write tables and pictures; return the exit code."""
     args = _parse(argv)
     try:
-        results = Results(args.recipe)
+        results = Results(args.recipe, args.set)
         text = report(results)
         print(text)
         files = []
@@ -361,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0] if __doc__ else "",
-        epilog="example: python egs/se/results.py --into docs/results_se.md --plots docs/plots/se",
+        epilog="example: python egs/se/results.py exp/so762_se/egs2/se/enh1 --plots plots/se",
     )
     parser.add_argument(
         "recipe",
@@ -370,6 +372,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=Path("exp/so762_se/egs2/se/enh1"),
         help="the working copy that run.sh made; default: %(default)s",
     )
+    parser.add_argument("--set", default="test", help="the set that was scored; %(default)s")
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     parser.add_argument("--plots", type=Path, help="curves and spectrograms: how they begin")
     return parser.parse_args(argv)

@@ -257,6 +257,26 @@ def test_scoring_writes_a_file_a_measure_and_the_means(score, recipe, monkeypatc
     assert capsys.readouterr().out.count("scoring 3 utterances of ") == 1
 
 
+def test_another_set_has_results_and_a_file_of_its_own(se, score, recipe, monkeypatch):
+    with pytest.raises(se.ResultsError, match=r"valid/mixtures.tsv is missing"):
+        se.Results(recipe, "valid")
+    write_signals(recipe)
+    for there in ("data/{}", "dump/raw/{}", "exp/enh_sure_seed1/enhanced_{}"):
+        shutil.copytree(recipe / there.format("test"), recipe / there.format("valid"))
+    shutil.rmtree(recipe / "dump/raw/valid/scoring")
+    with pytest.raises(se.ResultsError, match=r"of valid: local/score.py --set valid first"):
+        se.Results(recipe, "valid")
+    monkeypatch.chdir(recipe)
+    monkeypatch.setattr(score, "_compared", lambda *_: dict.fromkeys(MEASURES, 7.0))
+    assert score.main(["--experiment", "exp/enh_sure_seed1", "--set", "valid"]) == 0
+    written = [path.name for path in (recipe / "exp/enh_sure_seed1").glob("RESULTS*")]
+    assert written == ["RESULTS_valid.md"]
+    results = se.Results(recipe, "valid")
+    assert results.scored == ["sure"]
+    assert set(results.noisy["CSIG"].values()) == {7.0}
+    assert se.Results(recipe).scored == ["sure", "unsure"]
+
+
 def test_scores_of_other_utterances_are_not_taken_for_those_of_these(
     score, recipe, monkeypatch, capsys
 ):

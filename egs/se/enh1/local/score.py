@@ -1,7 +1,8 @@
 """Stage 8: scores each utterance of a set, noisy and enhanced, by the paper's measures.
 
 Writes one file a measure, as ESPnet's ``enh_scoring`` does, into ``dump/raw/SET/scoring`` (noisy)
-and ``EXPERIMENT/enhanced_SET/scoring``, and the means into ``EXPERIMENT/RESULTS.md``.
+and ``EXPERIMENT/enhanced_SET/scoring``, and the means into ``EXPERIMENT/RESULTS.md``, which is
+packed with the model; of another set than ``test`` into ``RESULTS_SET.md``.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     lines = ["# RESULTS", "", f"{args.set}, {len(clean)} utterances, means:", "", *_means(found)]
-    put(args.experiment / "RESULTS.md", lines)
+    name = "RESULTS.md" if args.set == "test" else f"RESULTS_{args.set}.md"
+    put(args.experiment / name, lines)
     print("\n".join(lines))
     return 0
 
