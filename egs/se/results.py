@@ -6,7 +6,6 @@ those that there are. A model of which the gain in one measure may be nothing ha
 """
 
 import argparse
-import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from espnet_bimamba.files import save_figure
 sys.path.append(str(Path(__file__).resolve().parents[1] / "so762"))
 from bootstrap import DRAWS, Array, Resampling, interval
 from document import markdown, put
-from runs import ResultsError, epoch_lines, training_log, trainings
+from runs import ResultsError, best_epoch, epoch_lines, training_log, trainings
 
 PROGRAM = "egs/se/results.py"
 
@@ -201,20 +200,10 @@ def read_runs(recipe: Path, part: str, mixtures: dict[str, Mixture]) -> list[Run
     for model, seed, folder in trainings(recipe, "enh"):
         parameters, lines = training_log(folder)
         epochs = epoch_lines(lines, train="loss", valid="loss")
+        best = best_epoch(folder, criterion="valid.loss")
         scores = read_scores(folder / f"enhanced_{part}" / "scoring", mixtures)
-        runs.append(Run(model, seed, folder, parameters, epochs, best_epoch(folder), scores))
+        runs.append(Run(model, seed, folder, parameters, epochs, best, scores))
     return runs
-
-
-def best_epoch(folder: Path) -> int | None:
-    """Return the epoch that ESPnet took for the best, by the checkpoint that it links.
-
-    Its log, of three digits, does not tell which of two close losses is the smaller.
-    """
-    link = folder / "valid.loss.best.pth"
-    name = link.readlink().name if link.is_symlink() else ""
-    match = re.fullmatch(r"(\d+)epoch\.pth", name)
-    return int(match[1]) if match else None
 
 
 def gains_table(results: Results) -> str:

@@ -177,9 +177,10 @@ def trainings(results: Results) -> str:
 def _course(run: Run) -> list[str]:
     if not run.epochs:
         return ["0", "-", "-", "-"]
-    best = min(run.epochs, key=lambda epoch: epoch.dev_cer)
     spent = statistics.median(epoch.seconds for epoch in run.epochs)
-    return [str(len(run.epochs)), f"{spent:.0f}", f"{100 * best.dev_cer:.1f}", str(best.number)]
+    rates = {epoch.number: f"{100 * epoch.dev_cer:.1f}" for epoch in run.epochs}
+    best = [rates[run.best], str(run.best)] if run.best in rates else ["-", "-"]
+    return [str(len(run.epochs)), f"{spent:.0f}", *best]
 
 
 def _on_test(run: Run) -> list[str]:

@@ -62,6 +62,7 @@ class Run:
         seed: Its seed, as in ``--seed``.
         parameters: Their number as the log gives it, for example "2.05 M".
         epochs: Those that were finished, in order.
+        best: The epoch with the lowest error rate on the dev set, None if its model is not kept.
         texts: By the set's name; a set that was not decoded is missing.
     """
 
@@ -69,6 +70,7 @@ class Run:
     seed: int
     parameters: str
     epochs: list[Epoch]
+    best: int | None
     texts: dict[str, Text]
 
 
@@ -109,7 +111,26 @@ def read(folder: Path, model: str, seed: int, recipe: Path) -> Run:
     parameters, lines = training_log(folder)
     texts = {name: _text(folder, name, recipe) for name in SETS}
     decoded = {name: text for name, text in texts.items() if text is not None}
-    return Run(model, seed, parameters, epochs(lines), decoded)
+    best = best_epoch(folder, criterion="valid.cer_ctc")
+    return Run(model, seed, parameters, epochs(lines), best, decoded)
+
+
+def best_epoch(folder: Path, criterion: str) -> int | None:
+    """Return the epoch that ESPnet took for the best, by the checkpoint that it links.
+
+    Its log, of three digits, does not tell which of two close values is the lower.
+
+    Args:
+        folder: Of the training.
+        criterion: As ESPnet names its links, for example ``valid.loss``.
+
+    Returns:
+        The epoch; None if no checkpoint is kept.
+    """
+    link = folder / f"{criterion}.best.pth"
+    name = link.readlink().name if link.is_symlink() else ""
+    match = re.fullmatch(r"(\d+)epoch\.pth", name)
+    return int(match[1]) if match else None
 
 
 def training_log(folder: Path) -> tuple[str, list[str]]:

@@ -79,12 +79,13 @@ def recipe(tmp_path):
     return tmp_path
 
 
-def train(recipe, model, seed, heard=None, cers=(0.9, 0.5, 0.6), log=None):
+def train(recipe, model, seed, heard=None, cers=(0.9, 0.5, 0.6), log=None, best=2):
     """Write the folder of a training; with ``heard`` it was decoded."""
     folder = recipe / f"exp/asr_{model}_seed{seed}"
     net = torch.nn.Linear(999, 2000)
     course = [log_line(n, cer, 70 * n, 5) for n, cer in enumerate(cers, 1)]
     write(folder / "train.log", log or [*model_summary(net).splitlines(), *course])
+    (folder / "valid.cer_ctc.best.pth").symlink_to(f"{best}epoch.pth")
     for place in ("org/dev", "test"):
         if heard is not None:
             write(folder / "decode_x_asr_model_y" / place / "text", lines_of(heard))
@@ -253,6 +254,18 @@ def test_each_training_has_its_course(results, runs, recipe):
     found = results.Results(runs.read_all(recipe), "conformer")
     _, _, row = cells(results.trainings(found))
     assert row == ["conformer", "5", "2.00 M", "3", "145", "50.0", "2", "33.3", "25.0"]
+
+
+def test_the_best_epoch_is_that_of_the_kept_model(results, runs, recipe):
+    """Of two error rates that the log cannot tell apart, too."""
+    folder = train(recipe, "conformer", 1, cers=(0.9, 0.5, 0.5), best=3)
+    found = results.Results(runs.read_all(recipe), "conformer")
+    _, _, row = cells(results.trainings(found))
+    assert row[5:7] == ["50.0", "3"]
+    (folder / "valid.cer_ctc.best.pth").unlink()
+    found = results.Results(runs.read_all(recipe), "conformer")
+    _, _, row = cells(results.trainings(found))
+    assert row[3:7] == ["3", "145", "-", "-"]
 
 
 def test_the_program_puts_tables_between_the_markers(results, recipe, capsys):
