@@ -16,7 +16,7 @@ export PYTHON
 
 .PHONY: help venv recipes known-options demo demo-enh enh-extra enh-extra-if-possible test test-quick
 .PHONY: test-parts test-parts-quick test-triton
-.PHONY: test-triton-quick test-trained test-untrained lint bench-extra bench bench-quick clean
+.PHONY: test-triton-quick test-recipes lint bench-extra bench bench-quick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,35 +54,32 @@ demo-enh: enh-extra recipes ## train and try our separator in a stock recipe of 
 enh-extra-if-possible: venv
 	@$(MAKE) --no-print-directory enh-extra || echo 'pesq could not be built: its tests are skipped'
 
-test: enh-extra-if-possible lint recipes test-triton test-parts ## everything, recipe runs included
-	@$(MAKE) --no-print-directory --keep-going --output-sync=target -j $(JOBS) test-trained test-untrained
+test: enh-extra-if-possible lint recipes test-triton test-parts test-recipes ## everything, recipe runs included
 
 test-quick: enh-extra-if-possible lint recipes test-triton-quick test-parts-quick ## all but recipe runs and slow tests, in 4 minutes
 
-BESIDE_EACH_OTHER := -n $(JOBS) --dist worksteal --durations=5
+BESIDE_EACH_OTHER := -n $(JOBS) --durations=5 --dist
 
 test-parts: venv
-	@$(PY) -m pytest -m "not recipe" $(BESIDE_EACH_OTHER)
+	@$(PY) -m pytest -m "not recipe" $(BESIDE_EACH_OTHER) worksteal
 
 test-parts-quick: venv
-	@$(PY) -m pytest -m "not recipe and not slow" $(BESIDE_EACH_OTHER)
+	@$(PY) -m pytest -m "not recipe and not slow" $(BESIDE_EACH_OTHER) worksteal
 
-# Recipe runs are two processes: those that share a trained model, and all others.
-test-trained: venv
-	@$(PY) -m pytest -m "recipe and trained" --durations=5
-
-test-untrained: venv
-	@$(PY) -m pytest -m "recipe and not trained" --durations=5
+# Tests that share a trained model stay in one process.
+test-recipes: venv
+	@$(PY) -m pytest tests/recipes -m recipe $(BESIDE_EACH_OTHER) loadgroup
 
 # Triton reads the variable when a kernel is declared: a process interprets all kernels or none.
 INTERPRETED := TRITON_INTERPRET=1 ESPNET_BIMAMBA_TEST_BACKENDS=triton \
-    $(PY) -m pytest $(BESIDE_EACH_OTHER)
+    $(PY) -m pytest $(BESIDE_EACH_OTHER) worksteal
 LAYERS := plain_algorithm and not at_size or alone_equals_batched and nan
 MORE_LAYERS := plain_algorithm or alone_equals_batched and nan or autocast or half or chunks_give
 
-test-triton: venv ## the operators' whole matrix and layers on Triton's kernels, interpreted
+# Of the half precisions the operators' matrix takes one: kernels compute in float32 in both.
+test-triton: venv ## the operators' matrix and layers on Triton's kernels, interpreted
 	@$(INTERPRETED) tests/ops tests/layers \
-	    -k "triton and (not layers or $(MORE_LAYERS))"
+	    -k "triton and (not layers or $(MORE_LAYERS)) and not (float64 and -torch.float16)"
 
 test-triton-quick: venv
 	@$(INTERPRETED) tests/ops/test_triton.py tests/layers -k "test_triton or triton and ($(LAYERS))"

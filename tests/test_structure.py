@@ -211,3 +211,11 @@ def test_every_environment_variable_is_documented_and_every_documented_one_exist
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     documented = set(VARIABLE.findall("\n".join(path.read_text() for path in documents)))
     assert documented == _variables_read()
+
+
+def test_recipe_runs_stand_where_make_looks_for_them():
+    tests = Path(__file__).parent
+    marked = [
+        p for p in tests.rglob("*.py") if re.search(r"^[^#'\"]*mark\.recipe\b", p.read_text(), re.M)
+    ]
+    assert {path.parent for path in marked} == {tests / "recipes"}

@@ -15,11 +15,13 @@ from espnet_bimamba import recipes
 HOME = Path(__file__).resolve().parents[2]
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
+    """Let pytest-xdist give one process what shares a trained model, else a file."""
+    shared = ("overfitted", "overfitted3")
     for item in items:
-        if "overfitted" in getattr(item, "fixturenames", ()):
-            item.add_marker("trained")
+        if item.get_closest_marker("recipe"):
+            names = [name for name in shared if name in item.fixturenames]
+            item.add_marker(pytest.mark.xdist_group(names[0] if names else item.path.stem))
 
 
 def demo_command(work, *options):
