@@ -36,15 +36,16 @@ MIXERS = {
 CONCAT = {"seame", "asru"}
 
 NO_FEED_FORWARD = {"linear_units": None, "normalize_before": None}
-STACK = NO_FEED_FORWARD | {"residual": True, "ffn": False}
+STACK = NO_FEED_FORWARD | {"residual": False, "ffn": False}
 INDEPENDENT = STACK | {"num_blocks": 12}
+RESIDUAL = {"residual": True}
 BRANCHFORMER = {
     "output_size": 256,
     "attention_heads": 4,
     "cgmlp_linear_units": 1024,
     "num_blocks": 12,
 }
-FEED_FORWARD = {"residual": True, "ffn": True, "normalize_before": None}
+FEED_FORWARD = {"residual": False, "ffn": True, "normalize_before": None}
 #: What else differs in ``encoder_conf``; None is a line that goes.
 DIFFERENCES = {
     **{
@@ -53,7 +54,7 @@ DIFFERENCES = {
         for mixer in ("mamba", "innbimamba", "extbimamba")
     },
     # The stock Transformer has twelve layers there.
-    **{f"an4/{mixer}": STACK for mixer in ("mamba", "innbimamba", "extbimamba")},
+    **{f"an4/{mixer}": STACK | RESIDUAL for mixer in ("mamba", "innbimamba", "extbimamba")},
     **{f"{name}/branchformer": BRANCHFORMER for name in ("librispeech_100", "seame")},
     "asru/branchformer": BRANCHFORMER | {"cgmlp_linear_units": 2048},
     "librispeech_100/mamba_large": STACK | {"num_blocks": 40},
@@ -63,12 +64,11 @@ DIFFERENCES = {
     "seame/extbimamba_large": STACK,
     "librispeech_100/conformer_large": {"num_blocks": 17},
     "librispeech_100/coninnbimamba_large": {"num_blocks": 20},
-    "librispeech_100/extbimamba_no_residual": INDEPENDENT | {"residual": False},
+    "librispeech_100/extbimamba_residual": INDEPENDENT | RESIDUAL,
     "librispeech_100/extbimamba_ffn": FEED_FORWARD | {"num_blocks": 12},
-    "librispeech_100/extbimamba_no_residual_ffn": FEED_FORWARD
-    | {"residual": False, "num_blocks": 12},
-    "librispeech_100/transformer_no_residual": FEED_FORWARD | {"residual": False},
-    "librispeech_100/transformer_no_ffn": STACK,
+    "librispeech_100/extbimamba_residual_ffn": FEED_FORWARD | RESIDUAL | {"num_blocks": 12},
+    "librispeech_100/transformer_no_residual": FEED_FORWARD,
+    "librispeech_100/transformer_no_ffn": STACK | RESIDUAL,
     "librispeech_100/conextbimamba_d_state32": {"d_state": 32},
     "librispeech_100/conextbimamba_d_conv2": {"d_conv": 2},
     "librispeech_100/conextbimamba_expand4": {"expand": 4},
