@@ -1,6 +1,7 @@
 """docs/paper.md has every YAML, with the counts that it states and a command that names it."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,14 @@ def test_every_table_of_recognition_is_there():
 def test_a_row_is_of_tables_that_its_yaml_names(cells):
     named = set(re.findall(r"\b\d+\b", FILES[cells[1].strip("`")].paper))
     assert set(re.findall(r"\bT(\d+)", cells[0])) - {"18"} <= named
+
+
+PAGES = sorted({*DOC.parent.glob("*.md"), *DOC.parents[1].glob("*.md")})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_table_ends_with_a_blank_line(page):
+    """Text on the next line would be shown as one more row."""
+    lines = page.read_text().splitlines()
+    after = [line for row, line in pairwise(lines) if row.startswith("|")]
+    assert [line for line in after if line.strip() and not line.startswith("|")] == []

@@ -60,8 +60,7 @@ DIFFERENCES = {
     "librispeech_100/mamba_large": STACK | {"num_blocks": 40},
     "librispeech_100/extbimamba_large": STACK | {"num_blocks": 21},
     "seame/mamba_large": STACK | {"num_blocks": 30},
-    # As many layers as the stock Transformer has.
-    "seame/extbimamba_large": STACK,
+    "seame/extbimamba_large": STACK | {"num_blocks": 21},
     "librispeech_100/conformer_large": {"num_blocks": 17},
     "librispeech_100/coninnbimamba_large": {"num_blocks": 20},
     "librispeech_100/extbimamba_residual": INDEPENDENT | RESIDUAL,
