@@ -5,10 +5,11 @@ with the model that the YAML builds and with the stock file that it names::
 
     # Paper: Table 8, LibriSpeech-100, Conformer "- MHSA + ExtBiMamba"
     # Stock: librispeech_100/asr1/conf/train_asr.yaml
-    # Parameters: 40.79 M, paper 41.59 M
+    # Parameters: 40.79 M with 5000 tokens, paper 41.59 M
 
 The second may go on with ``; encoder: seame/asr1/conf/train.yaml``, the third may end with ``paper
-prints none``. Where ESPnet has no such file, the second line is a mere comment, ``# Follows: ...``.
+prints none``; a network of speech enhancement has no tokens. Where ESPnet has no such file, the
+second line is a mere comment, ``# Follows: ...``.
 """
 
 import difflib
@@ -30,7 +31,8 @@ SEPARATOR = re.compile(r"^(?:enh_)?separator: (\w+)$", re.MULTILINE)
 PAPER = re.compile(r"^# Paper: (.+)$", re.MULTILINE)
 STOCK = re.compile(r"^# Stock: ([^\s;]+)(?:; encoder: (\S+))?$", re.MULTILINE)
 PARAMETERS = re.compile(
-    r"^# Parameters: ([\d.]+) M, paper (?:([\d.]+) M|prints none)$", re.MULTILINE
+    r"^# Parameters: ([\d.]+) M(?: with \d+ tokens)?, paper (?:([\d.]+) M|prints none)$",
+    re.MULTILINE,
 )
 
 
