@@ -46,6 +46,8 @@ BRANCHFORMER = {
     "num_blocks": 12,
 }
 FEED_FORWARD = {"residual": False, "ffn": True, "normalize_before": None}
+#: Of Tables 19 and 20, the ablations of this choice and those that start from it.
+NOISE = {"A_init": "s4d_real_noise"}
 #: What else differs in ``encoder_conf``; None is a line that goes.
 DIFFERENCES = {
     **{
@@ -68,18 +70,20 @@ DIFFERENCES = {
     "librispeech_100/extbimamba_residual_ffn": FEED_FORWARD | RESIDUAL | {"num_blocks": 12},
     "librispeech_100/transformer_no_residual": FEED_FORWARD,
     "librispeech_100/transformer_no_ffn": STACK | RESIDUAL,
-    "librispeech_100/conextbimamba_d_state32": {"d_state": 32},
-    "librispeech_100/conextbimamba_d_conv2": {"d_conv": 2},
-    "librispeech_100/conextbimamba_expand4": {"expand": 4},
+    "librispeech_100/conextbimamba": NOISE,
+    "librispeech_100/conextbimamba_d_state32": NOISE | {"d_state": 32},
+    "librispeech_100/conextbimamba_d_conv2": NOISE | {"d_conv": 2},
+    "librispeech_100/conextbimamba_expand4": NOISE | {"expand": 4},
     "librispeech_100/conextbimamba_A_random": {"A_init": "random"},
     "librispeech_100/conextbimamba_A_s4d_real": {"A_init": "s4d_real"},
-    "librispeech_100/conextbimamba_no_macaron": {"macaron_style": False},
-    "librispeech_100/conextbimamba_no_swish": {"activation_type": "relu"},
-    "librispeech_100/conextbimamba_no_dropout": {
+    "librispeech_100/conextbimamba_no_macaron": NOISE | {"macaron_style": False},
+    "librispeech_100/conextbimamba_no_swish": NOISE | {"activation_type": "relu"},
+    "librispeech_100/conextbimamba_no_dropout": NOISE
+    | {
         "dropout_rate": 0.0,
         "positional_dropout_rate": 0.0,
     },
-    "librispeech_100/conextbimamba_abs_pos": {"pos_enc_layer_type": "abs_pos"},
+    "librispeech_100/conextbimamba_abs_pos": NOISE | {"pos_enc_layer_type": "abs_pos"},
     "librispeech_100/conmamba_streaming": {
         "causal": True,
         "look_ahead": 0,
