@@ -11,7 +11,11 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_bimamba.encoders.options import REFUSED, REFUSED_POSITIONS
 from espnet_bimamba.errors import LengthsError, OptionError, ShapeError, UnusedOptionError
+from espnet_bimamba.layers.bimamba import InnBiMamba
+from espnet_bimamba.layers.mamba import Mamba
+from espnet_bimamba.layers.mixers import build_mixer
 from espnet_bimamba.registry import ENCODERS as REGISTERED
+from espnet_bimamba.separators.bimamba import BiMambaSeparator
 from tests.encoders.zoo import COMMON, ENCODERS, FEATURES, build, every_encoder, inputs
 
 OURS = {"mamba_type", "fusion", "A_init", "d_state", "d_conv", "expand", "dt_rank"}
@@ -45,6 +49,32 @@ def test_the_readmes_table_has_every_option_that_stock_has_not(name):
     ours = set(inspect.signature(encoder.cls).parameters)
     ours -= set(inspect.signature(encoder.stock).parameters) | {"input_size", "kwargs"}
     assert ours <= told
+
+
+#: Everything that has the options of a mixer written out; ExtBiMamba hands them to its Mambas.
+WITH_MIXERS = [*(encoder.cls for encoder in ENCODERS.values()), Mamba, InnBiMamba, BiMambaSeparator]
+
+
+@pytest.mark.parametrize("cls", WITH_MIXERS, ids=lambda cls: cls.__name__)
+def test_a_mixers_options_have_the_readmes_defaults_everywhere(cls):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    [A_init] = re.findall(r"^\| `A_init` \| `(\w+)` \|", text, re.MULTILINE)
+    [sizes] = re.findall(
+        r"^\| `d_state`, `d_conv`, `expand`, `dt_rank` \| (\d+), (\d+), (\d+), `(\w+)` \|",
+        text,
+        re.MULTILINE,
+    )
+    options = inspect.signature(cls).parameters
+    names = ("d_state", "d_conv", "expand", "dt_rank")
+    assert options["A_init"].default == A_init == "s4d_real_noise"
+    assert tuple(str(options[name].default) for name in names) == sizes == ("16", "4", "2", "auto")
+
+
+def test_of_a_mixers_defaults_alone_attention_has_no_use():
+    """With any other it would be refused, as one that silently does nothing."""
+    options = inspect.signature(Mamba).parameters
+    names = ("A_init", "d_state", "d_conv", "expand", "dt_rank")
+    build_mixer("attention", 8, **{name: options[name].default for name in names})
 
 
 @every_encoder
