@@ -19,6 +19,16 @@ help_or_value() { # what is left of the command line
     [ $# -gt 1 ] || refuse "option '$1' needs a value"
 }
 
+# Prints the root of the working copy in whose folder the program was called, by its link there;
+# nothing if it was called in the clone.
+working_copy() { # the program as it was called, the recipe below egs2
+    local folder task=${2##*/}
+    folder=$(cd "$(dirname "$1")" && pwd -P)
+    if [[ ${folder} = */egs2/$2 ]] && [ -f "${folder}/${task%1}.sh" ]; then
+        echo "${folder%"/egs2/$2"}"
+    fi
+}
+
 training_yaml() { # folder, model, task: asr or enh
     local names yaml=$1/train_$3_$2.yaml
     if [ ! -f "${yaml}" ]; then

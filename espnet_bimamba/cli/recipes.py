@@ -111,19 +111,19 @@ RECIPES = {
     # Neither fails without sclite: errors are counted by programs of ours.
     "asru": Recipe(
         "ASRU 2019, Mandarin-English",
-        "--corpus of its run.sh: the folder of the corpus",
+        "--corpus of its run.sh, or ASRU in db.sh: the folder of the corpus",
         (PERL, *SPEED),
         own="egs/asru/asr1/run.sh",
     ),
     "so762": Recipe(
         "an hour of speechocean762",
-        "--corpus of its run.sh: the folder of its tables",
+        "--corpus of its run.sh, or SO762 in db.sh: the folder of its tables",
         (PERL,),
         own="egs/so762/asr1/run.sh",
     ),
     "se/enh1": Recipe(
         "speech enhancement as in the paper: LibriSpeech and sets of noise, or so762",
-        "--corpus and --noises of its run.sh",
+        "--corpus and --noises of its run.sh, or SE_CORPUS and SE_NOISES in db.sh",
         (PERL,),
         own="egs/se/enh1/run.sh",
     ),

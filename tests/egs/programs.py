@@ -16,6 +16,14 @@ from tests.test_recipes import FILES, write_sdist
 
 HOME = Path(__file__).resolve().parents[2]
 
+#: What ``local/data.sh`` of a recipe that ESPnet lacks calls of its template.
+DATA_STAGE = {
+    "utils/parse_options.sh": "",
+    "utils/validate_data_dir.sh": "",
+    "path.sh": "",
+    "db.sh": "LIBRISPEECH=downloads\n",
+}
+
 
 def load(program: str) -> ModuleType:
     """The module that a file, named from the root of the repository, holds."""
@@ -48,6 +56,8 @@ def own_runner(
 ) -> Callable[..., subprocess.CompletedProcess]:
     """A copy of the runner of a recipe that ESPnet lacks, as a function of its options.
 
+    Another ``program`` may be called, in another ``place``.
+
     Args:
         recipe: Its folder below ``egs``.
         folder: Where the copy goes, and where the runner is called.
@@ -60,14 +70,20 @@ def own_runner(
     shutil.copy(HOME / "egs/options.sh", folder / "egs")
     version = recipes.installed_version()
     files = FILES | {f"egs2/TEMPLATE/{task}1/{task}.sh": f"#!/bin/bash\n{script}"}
+    for name, text in DATA_STAGE.items():
+        files |= {f"egs2/TEMPLATE/{kind}/{name}": text for kind in ("asr1", f"{task}1")}
     write_sdist(folder / ".cache" / f"espnet-{version}.tar.gz", files, f"espnet-{version}")
 
-    def call(*options: str) -> subprocess.CompletedProcess:
+    runner = folder / "egs" / recipe / f"{task}1" / "run.sh"
+
+    def call(
+        *options: str, program: Path | str = runner, place: Path = folder
+    ) -> subprocess.CompletedProcess:
         environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
         return subprocess.run(
-            [folder / "egs" / recipe / f"{task}1" / "run.sh", *options],
+            [program, *options],
             env=environment | {"PYTHONPATH": str(HOME)},
-            cwd=folder,
+            cwd=place,
             capture_output=True,
             text=True,
             check=False,

@@ -5,7 +5,10 @@ import pytest
 from tests.egs.programs import own_runner
 
 OWN = {"asru": "ASRU", "so762": "SO762"}
-PRINT = 'echo "corpus=${{{0}}}"; printf "%s\\n" "$@"\n'
+PRINT = 'echo "corpus=${{{0}}}"; echo "in $PWD"; printf "%s\\n" "$@"\n'
+
+#: Recipe -> its task, and the variable of its corpus.
+ALL = {name: ("asr", variable) for name, variable in OWN.items()} | {"se": ("enh", "SE_CORPUS")}
 
 
 @pytest.fixture(params=OWN)
@@ -23,6 +26,75 @@ def test_the_corpus_may_lie_at_a_relative_path_with_spaces(runner, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"corpus={tmp_path}/my corpora/x"
     assert "corpora/x" not in done.stdout.partition("\n")[2], "split where it is an option"
+
+
+@pytest.fixture(params=ALL)
+def any_runner(request, tmp_path):
+    """The runner of each recipe, with a script that says where it is and prepares the data."""
+    task, _ = ALL[request.param]
+    conf = ("se", "so762_se") if request.param == "se" else ()
+    script = 'echo "in $PWD"\nlocal/data.sh\n'
+    call = own_runner(request.param, tmp_path, script, task=task, conf=conf)
+    data = tmp_path / "egs" / request.param / f"{task}1" / "local" / "data.py"
+    data.write_text("import sys; print('data.py', *sys.argv[1:])\n")
+    return request.param, call
+
+
+def copy_of(recipe, root):
+    return root / "egs2" / recipe / f"{ALL[recipe][0]}1"
+
+
+def test_a_runner_called_in_a_working_copy_runs_there(any_runner, tmp_path):
+    recipe, call = any_runner
+    stop = ("--corpus", "/x", "--noises", "/n", "--stop_stage", "1")
+    assert call("--work", "mine", *stop).returncode == 0
+    copy = copy_of(recipe, tmp_path / "mine")
+    (tmp_path / "short").symlink_to(copy)
+    for program, place in (
+        ("./run.sh", copy),
+        (copy / "run.sh", tmp_path),
+        (tmp_path / "short" / "run.sh", tmp_path),
+    ):
+        done = call(*stop, program=program, place=place)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[0] == f"in {copy}"
+    assert not (tmp_path / "exp").exists()
+    done = call("--work", "../other", *stop, program="./run.sh", place=copy)
+    other = copy_of(recipe, copy.parent / "other")
+    assert done.stdout.splitlines()[0] == f"in {other}", "what is asked for goes first"
+
+
+def test_without_a_working_copy_a_runner_makes_one_in_the_clone(any_runner, tmp_path):
+    recipe, call = any_runner
+    task = ALL[recipe][0]
+    no_copies = (copy_of(recipe, tmp_path), tmp_path / "link")
+    for folder in no_copies:
+        folder.mkdir(parents=True)
+        (folder / "run.sh").symlink_to(tmp_path / "egs" / recipe / f"{task}1" / "run.sh")
+    (tmp_path / "link" / f"{task}.sh").touch()
+    for folder in no_copies:
+        given = ("--corpus", "/x", "--noises", "/n", "--stop_stage", "1")
+        done = call(*given, program=folder / "run.sh")
+        assert done.stdout.splitlines()[0] == f"in {copy_of(recipe, tmp_path / 'exp' / recipe)}"
+
+
+def test_the_corpus_may_be_named_in_db_sh(any_runner, tmp_path):
+    recipe, call = any_runner
+    variable = ALL[recipe][1]
+    noises = ("--noises", "/noises") if recipe == "se" else ()
+    done = call(*noises, "--stop_stage", "1")
+    copy = copy_of(recipe, tmp_path / "exp" / recipe)
+    assert done.returncode == 2
+    assert f"{variable}=FOLDER " in done.stderr
+    assert f"in {copy}/db.sh" in done.stderr
+    with (copy / "db.sh").open("a") as db:
+        db.write(f"{variable}='/a corpus'\n")
+    done = call(*noises, "--stop_stage", "1")
+    assert done.returncode == 0, done.stderr
+    assert " /a corpus" in done.stdout.splitlines()[1]
+    done = call(*noises, "--stop_stage", "1", "--corpus", "/another")
+    assert "corpus" not in done.stdout.splitlines()[1].replace("--corpus", "")
+    assert " /another" in done.stdout.splitlines()[1]
 
 
 def test_there_is_no_other_name_for_the_corpus(runner, monkeypatch):

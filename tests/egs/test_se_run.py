@@ -56,6 +56,29 @@ def test_the_other_protocol_is_of_so762(runner, tmp_path):
     assert (tmp_path / "exp/so762_se/egs2/se/enh1").is_dir()
 
 
+def test_a_working_copy_keeps_its_protocol(runner, tmp_path):
+    stage = ("--stage", "6", "--stop_stage", "6")
+    copy = tmp_path / "mine/egs2/se/enh1"
+    assert calls(runner("--protocol", "so762", "--work", "mine", *stage))
+    for done in (runner(*stage, program="./run.sh", place=copy), runner("--work", "mine", *stage)):
+        assert "data=so762|" in done.stdout
+        assert "/conf/so762_se/train_enh_mamba4.yaml" in done.stdout
+    assert "data=paper|" in runner(*stage).stdout, "what is not said otherwise"
+
+
+def test_noises_may_be_named_in_db_sh(tmp_path):
+    script = 'local/data.sh "$@"\n'
+    call = own_runner("se", tmp_path, script, task="enh", conf=CONFS)
+    data = tmp_path / "egs/se/enh1/local/data.py"
+    data.write_text("import sys; print(*sys.argv[1:5], '|', *sys.argv[5:7])\n")
+    stop = ("--corpus", "/x", "--stop_stage", "1")
+    assert call(*stop).stdout.startswith("--protocol paper --corpus /x | --lang en\n")
+    with (tmp_path / "exp/se/egs2/se/enh1/db.sh").open("a") as db:
+        db.write("SE_NOISES=/noises\n")
+    assert call(*stop).stdout.endswith("--corpus /x | --noises /noises\n")
+    assert call(*stop, "--noises", "/n").stdout.endswith("--corpus /x | --noises /n\n")
+
+
 def test_stages_are_divided_as_asked(runner):
     def stages(*options):
         done = runner(*options)

@@ -4,8 +4,9 @@
 #   egs/asru/asr1/run.sh --corpus DIR [--model conextbimamba] [--english_bpe 3000] \
 #       [--work exp/asru] [any option of ESPnet's asr.sh, e.g. --stage 10 --ngpu 2]
 #
-# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder
-# up. `./asr.sh --help` in that copy lists ESPnet's options.
+# Makes itself a working copy of ESPnet's recipe template and runs there, or in the copy in which
+# it is called as ./run.sh; see README.md one folder up. `./asr.sh --help` in the copy lists
+# ESPnet's options.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -15,7 +16,7 @@ configs=${home}/conf/asru
 
 model=conextbimamba
 corpus=${ASRU:-}
-work=${home}/exp/asru
+work=$(working_copy "${BASH_SOURCE[0]}" asru/asr1)
 english_bpe=3000
 asr_config=
 stage=1
@@ -36,6 +37,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+work=${work:-${home}/exp/asru}
 
 [ -n "${asr_config}" ] || asr_config=$(training_yaml "${configs}" "${model}" asr)
 

@@ -6,20 +6,21 @@
 #       [any option of ESPnet's enh.sh, e.g. --stage 6]
 #   egs/se/enh1/run.sh --protocol so762 --corpus DIR [--work exp/so762_se] [...]
 #
-# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder
-# up. `./enh.sh --help` in that copy lists ESPnet's options.
+# Makes itself a working copy of ESPnet's recipe template and runs there, or in the copy in which
+# it is called as ./run.sh, with the protocol that the copy was made for; see README.md one folder
+# up. `./enh.sh --help` in the copy lists ESPnet's options.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 . "${here}/../../options.sh"
 home=$(cd "${here}/../../.." && pwd)
 
-protocol=paper
+protocol=
 model=mamba4
 seed=1
 corpus=
 noises=
-work=
+work=$(working_copy "${BASH_SOURCE[0]}" se/enh1)
 stage=1
 stop_stage=8
 enh_args=
@@ -44,6 +45,9 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
+if [ -z "${protocol}" ]; then
+    protocol=$(cat "${work}/.protocol" 2>/dev/null || echo paper)
+fi
 case ${protocol} in
     paper) name=se usual=(--nj 8 --inference_nj 8 --ngpu 1) ;;
     so762) name=so762_se usual=(--nj 2 --inference_nj 2 --ngpu 0) ;;
@@ -58,6 +62,7 @@ config=$(training_yaml "${configs}" "${model}" enh)
 export SE_PROTOCOL=${protocol} SE_CORPUS=${corpus} SE_NOISES=${noises}
 recipe=$(python3 -m espnet_bimamba recipes get se/enh1 --own "${here}" \
     --to "${work:-${home}/exp/${name}}" --cache "${home}/.cache")
+echo "${protocol}" >"${recipe}/../../../.protocol"
 cd "${recipe}"
 
 # ESPnet's own preprocessor mixes while it trains: a random section of a random noise clip, the

@@ -4,8 +4,9 @@
 #   egs/so762/asr1/run.sh --corpus DIR [--model conextbimamba] [--seed 1] [--work exp/so762] \
 #       [any option of ESPnet's asr.sh, e.g. --stage 11]
 #
-# Makes itself a working copy of ESPnet's recipe template and runs there; see README.md one folder
-# up. `./asr.sh --help` in that copy lists ESPnet's options.
+# Makes itself a working copy of ESPnet's recipe template and runs there, or in the copy in which
+# it is called as ./run.sh; see README.md one folder up. `./asr.sh --help` in the copy lists
+# ESPnet's options.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -16,7 +17,7 @@ configs=${home}/conf/so762
 model=conextbimamba
 seed=1
 corpus=
-work=${home}/exp/so762
+work=$(working_copy "${BASH_SOURCE[0]}" so762/asr1)
 stage=1
 stop_stage=12 # ../results.py scores: it needs no sclite
 asr_args=
@@ -36,6 +37,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+work=${work:-${home}/exp/so762}
 
 config=$(training_yaml "${configs}" "${model}" asr)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stage 1 of asr.sh: checks the corpus in ${ASRU} and writes data/{train,dev,test}.
+# Stage 1 of asr.sh: checks the corpus in ${ASRU}, of run.sh or of db.sh, and writes
+# data/{train,dev,test}.
 set -euo pipefail
 
 train_dir=         # Folder of the training set in ${ASRU}, if it is named otherwise than README.md says.
@@ -8,10 +9,13 @@ test_dir=          # The same for the test set.
 skip_faulty=false  # Leave out recordings that lack a transcript and the like, instead of stopping.
 
 . utils/parse_options.sh
+given=${ASRU:-}
+. ./db.sh
 . ./path.sh
 
-if [ -z "${ASRU:-}" ]; then
-    echo "name the corpus: run.sh --corpus FOLDER, or ASRU=FOLDER in the environment" >&2
+ASRU=${given:-${ASRU:-}}
+if [ -z "${ASRU}" ]; then
+    echo "name the corpus: run.sh --corpus FOLDER, or ASRU=FOLDER in the environment or in ${PWD}/db.sh" >&2
     exit 2
 fi
 
