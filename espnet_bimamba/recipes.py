@@ -151,8 +151,10 @@ def link(tree: Path, recipe: str, root: Path) -> Path:
             expect three folders up. May hold one already.
 
     Raises:
-        RecipeError: The tree has no such recipe, or ``root`` cannot be written to.
+        RecipeError: The tree has no such recipe, or ``root`` has whitespace in its path or cannot
+            be written to.
     """
+    _refuse_whitespace(root)
     stage = "egs3" if (tree / "egs3" / recipe).is_dir() else "egs2"
     stock = tree / stage / recipe
     if not stock.is_dir():
@@ -182,9 +184,10 @@ def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
         root: Where the copy goes, as for :func:`link`.
 
     Raises:
-        RecipeError: ``own`` is no folder, ESPnet has no template for that task, or ``root``
-            cannot be written to.
+        RecipeError: ``own`` is no folder, ESPnet has no template for that task, or ``root`` has
+            whitespace in its path or cannot be written to.
     """
+    _refuse_whitespace(root)
     if not own.is_dir():
         raise RecipeError(f"{own} is no folder", "name the folder that holds the recipe's run.sh")
     work = root.absolute() / "egs2" / recipe
@@ -204,6 +207,20 @@ def link_own(tree: Path, own: Path, recipe: str, root: Path) -> Path:
         _symlink(root.absolute() / "tools", tree / "tools")
         _symlink(root.absolute() / "egs2" / "TEMPLATE", template)
     return work
+
+
+def _refuse_whitespace(root: Path) -> None:
+    """Refuses what ESPnet's ``tools/extra_path.sh`` ends at, without a word.
+
+    It goes by the path that the shell was told, or by the one behind all links.
+    """
+    for path in (root.absolute(), root.resolve()):
+        if any(character.isspace() for character in str(path)):
+            raise RecipeError(
+                f"a working copy in {str(path)!r} is not possible: whitespace in its path ends "
+                "ESPnet's scripts without a message",
+                "name another folder: --work of a runner, --to of `espnet-bimamba recipes get`",
+            )
 
 
 def _lay_out(work: Path, *folders: Path) -> None:

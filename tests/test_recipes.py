@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -206,6 +207,27 @@ def test_working_copy_of_an_enhancement_recipe_that_espnet_lacks(cache, tmp_path
         recipes.link_own(tree, tmp_path / "own", "new/enh2", tmp_path / "work")
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "\n"])
+def test_a_path_that_ends_espnets_scripts_is_refused(cache, tmp_path, blank):
+    tree = recipes.prepare(cache, VERSION)
+    root = tmp_path / f"w{blank}3" / "x"
+    (tmp_path / "link").symlink_to(root)
+    (tmp_path / "own").mkdir()
+    for given in (root, tmp_path / "link"):
+        says = re.escape(f"a working copy in {str(root)!r} is not possible: whitespace in its path")
+        with pytest.raises(RecipeError, match=f"{says}.* --work of a runner, --to of "):
+            recipes.link(tree, "mini_an4/asr1", given)
+        with pytest.raises(RecipeError, match=says):
+            recipes.link_own(tree, tmp_path / "own", "new/asr1", given)
+    assert not root.parent.exists()
+
+
+def test_the_name_of_a_link_counts_as_well(cache, tmp_path):
+    (tmp_path / "w 3").symlink_to(tmp_path)
+    with pytest.raises(RecipeError, match="w 3' is not possible"):
+        recipes.link(recipes.prepare(cache, VERSION), "mini_an4/asr1", tmp_path / "w 3")
+
+
 def test_unknown_recipe_is_named(cache, tmp_path):
     tree = recipes.prepare(cache, VERSION)
     with pytest.raises(RecipeError, match="no recipe 'mini_an5/asr1'"):
@@ -357,10 +379,10 @@ def test_command_prints_a_path_or_the_reason(cache, monkeypatch, capsys):
     assert "/dev/null cannot be written: File exists. What to do: name a folder other" in err
 
 
-@pytest.mark.parametrize("place", ["a file", "a file/below", "/proc/nope"])
+@pytest.mark.parametrize("place", ["a_file", "a_file/below", "/proc/nope"])
 def test_a_place_that_cannot_be_written_to_is_named(cache, tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a file").touch()
+    (tmp_path / "a_file").touch()
     tree = recipes.prepare(cache, VERSION)
     named = rf"{tmp_path / place}.* cannot be written: .*name a folder other than {place}"
     with pytest.raises(RecipeError, match=named):

@@ -20,6 +20,7 @@ from typing import Any
 from stages import RecipeFailedError, say
 from trained import Trained, Utterance
 
+from espnet_bimamba.errors import BiMambaError
 from espnet_bimamba.files import write_whole
 
 HOME = Path(__file__).resolve().parents[2]
@@ -49,7 +50,6 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.work.mkdir(parents=True, exist_ok=True)
     try:
         trained = _train(args.espnet, args.encoder, args.work.absolute(), device)
         say("transcribing with the packed model")
@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     except RecipeFailedError as error:
         print(f"\nthe recipe failed with {error}", file=sys.stderr)
         return 1
+    except BiMambaError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -80,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Ended from outside, it ends what it has started, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore")
-    args.work.mkdir(parents=True, exist_ok=True)
     say(f"bimamba, {args.config.name}")
     try:
         _check_scoring()

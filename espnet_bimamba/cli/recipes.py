@@ -197,7 +197,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "name", metavar="NAME", help="see `recipes list`; any other of ESPnet's works as well"
     )
     get_parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="where the copy goes (default: exp/NAME)"
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="where the copy goes, a path without whitespace (default: exp/NAME)",
     )
     get_parser.add_argument(
         "--own",

@@ -160,6 +160,19 @@ def test_a_place_that_cannot_be_written_to_is_an_error(cache, capsys, place):
         assert "cannot be written: " in err
 
 
+def test_a_place_with_whitespace_is_an_error(cache, tmp_path, capsys):
+    install(tmp_path / "bin", "perl", "sclite")
+    assert get(cache, "wsj", "--to", "w 3") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        f"espnet-bimamba: a working copy in '{tmp_path}/w 3' is not possible: whitespace in its "
+        "path ends ESPnet's scripts without a message. What to do: name another folder: --work of "
+        "a runner, --to of `espnet-bimamba recipes get`"
+    )
+    assert not (tmp_path / "w 3").exists()
+
+
 def test_recipes_are_kept_where_all_folders_of_a_user_find_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "installed_version", lambda: VERSION)
     monkeypatch.setenv("HOME", str(tmp_path))

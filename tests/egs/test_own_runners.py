@@ -64,6 +64,16 @@ def test_a_runner_called_in_a_working_copy_runs_there(any_runner, tmp_path):
     assert done.stdout.splitlines()[0] == f"in {other}", "what is asked for goes first"
 
 
+def test_whitespace_in_the_path_of_a_working_copy_is_refused(any_runner, tmp_path):
+    _, call = any_runner
+    done = call("--work", "w 3")
+    assert (done.returncode, done.stdout) == (2, "")
+    says = f"a working copy in '{tmp_path}/w 3' is not possible: whitespace in its path ends "
+    assert says in done.stderr
+    assert "--work of a runner" in done.stderr
+    assert not (tmp_path / "w 3").exists()
+
+
 def test_without_a_working_copy_a_runner_makes_one_in_the_clone(any_runner, tmp_path):
     recipe, call = any_runner
     task = ALL[recipe][0]

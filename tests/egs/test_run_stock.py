@@ -268,6 +268,15 @@ def test_a_corpus_folder_that_cannot_be_right(run, tmp_path):
     assert "mini_an4 brings its corpus" in done.err
 
 
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_whitespace_in_the_path_of_a_working_copy_is_refused(run, tmp_path, recipe):
+    done = run(recipe, "--work", "w 3")
+    assert (done.code, done.out) == (2, "")
+    says = f"{recipe}: a working copy in '{tmp_path}/w 3' is not possible: whitespace in its path"
+    assert says in done.err
+    assert not (tmp_path / "w 3").exists()
+
+
 def test_a_place_that_cannot_be_written_to_is_named(run):
     done = run("mini_an4", "--work", "/dev/null")
     assert done.code == 2
