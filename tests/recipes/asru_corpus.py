@@ -5,7 +5,8 @@ import wave
 
 import numpy as np
 
-TRAIN = "200小时中英混读手机采集语音数据/data/category/{speaker}/session01/{name}"
+PART = "200小时中英混读手机采集语音数据"
+TRAIN = f"{PART}/data/category/{{speaker}}/session01/{{name}}"
 DEV = "ASRU100-fixed-dev/data/category/{speaker}/session01/{name}"
 TEST = "release/wav/{name}"
 
@@ -67,7 +68,8 @@ def write_corpus(corpus):
                 stem.with_suffix(".txt").write_text(f"{text}\n", encoding="utf-8")
     table = "".join(f"{name}.wav {text}\n" for name, text in SENTENCES[TEST].items())
     (corpus / "release" / "ASRU_test-text.txt").write_text(table, encoding="utf-8")
-    (corpus / "readme.txt").write_text("what is not a transcript is left alone")
+    for text in (corpus / PART / "readme.txt", corpus / PART / "T0001G0001_S01010001_notes.txt"):
+        text.write_text("what is not a transcript is left alone")
     return corpus
 
 

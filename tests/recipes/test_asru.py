@@ -62,6 +62,149 @@ def test_folders_may_be_named_otherwise(corpus, tmp_path):
     assert table(tmp_path / "data" / "dev" / "text") == SPOKEN["dev"]
 
 
+def part_of(corpus, pattern, name="x"):
+    """The folder of a recording, whose speaker is in its name."""
+    return (corpus / pattern.format(speaker=name[5:10], name=name)).parent
+
+
+def rewrite(corpus, pattern, text):
+    """Gives every recording of a part another transcript."""
+    for file in (corpus / pattern.partition("/")[0]).rglob("*_S*.txt"):
+        file.write_text(text, encoding="utf-8")
+
+
+def refusal(corpus, tmp_path, *options):
+    """The faults for which nothing was written."""
+    done = prepare(corpus, tmp_path / "data", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not (tmp_path / "data").exists()
+    lines = done.stderr.splitlines()
+    assert "is not laid out as egs/asru/README.md describes" in lines[0]
+    return [line.removeprefix("  - ") for line in lines if line.startswith("  - ")]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_transcript(corpus, tmp_path):
+    file = part_of(corpus, TRAIN, "T0001G0001_S01010001") / "T0001G0001_S01010001.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    edit_table(corpus, lambda lines: [f"\ufeff{lines[0]}", *lines[1:]])
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    for part in ("train", "test"):
+        assert table(tmp_path / "data" / part / "text") == SPOKEN[part]
+
+
+def test_a_letter_in_brackets_marks_a_noise(corpus, tmp_path):
+    file = part_of(corpus, TRAIN, "T0001G0001_S01010001") / "T0001G0001_S01010001.txt"
+    file.write_text("[P]我在meeting[T]room里[*]", encoding="utf-8")
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path / "data" / "train" / "text") == SPOKEN["train"]
+
+
+def test_a_name_of_another_pattern_is_its_own_speaker(corpus, tmp_path):
+    folder = part_of(corpus, DEV, "T0392G0476_S01010001")
+    for suffix in (".wav", ".txt"):
+        (folder / f"T0392G0476_S01010001{suffix}").rename(folder / f"anna1{suffix}")
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path / "data" / "dev" / "text")["anna1-anna1"] == "我 在 ktv"
+    assert table(tmp_path / "data" / "dev" / "utt2spk")["anna1-anna1"] == "anna1"
+
+
+def test_a_recording_without_a_sample_is_no_sound(corpus, tmp_path):
+    wav = part_of(corpus, DEV, "T0392G0476_S01010001") / "T0392G0476_S01010001.wav"
+    write_tones(wav, "你", seconds=0)
+    assert refusal(corpus, tmp_path) == [
+        f"dev: files that are not sound (1, the first is {wav}); "
+        "expected: PCM WAV, one channel, not empty"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "folder"])
+def test_a_transcript_that_cannot_be_read_is_named(corpus, tmp_path, kind):
+    file = part_of(corpus, DEV, "T0392G0476_S01010001") / "T0392G0476_S01010001.txt"
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("nowhere")
+    fault = f"dev: transcripts that cannot be read (1, the first is {file}); expected: a text file"
+    assert refusal(corpus, tmp_path) == [fault]
+    done = prepare(corpus, tmp_path / "data", "--skip_faulty")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"left out: {fault}\n"
+    assert len(table(tmp_path / "data" / "dev" / "text")) == 2
+
+
+def test_a_part_may_lie_behind_links(corpus, tmp_path):
+    """On another disk; a link back or a second one to the same must not harm."""
+    part = corpus / "ASRU100-fixed-dev"
+    (part / "data").rename(tmp_path / "disk")
+    (part / "data").symlink_to(tmp_path / "disk")
+    (part / "the same").symlink_to(tmp_path / "disk" / "category")
+    (tmp_path / "disk" / "back").symlink_to(part)
+    (tmp_path / "disk" / "itself").symlink_to("itself")
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path / "data" / "dev" / "text") == SPOKEN["dev"]
+    assert all(
+        wav.startswith(f"{part}/data/category/")
+        for wav in table(tmp_path / "data" / "dev" / "wav.scp").values()
+    )
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u3000"])
+def test_a_name_with_whitespace_is_refused(corpus, tmp_path, blank):
+    folder = part_of(corpus, DEV, "T0392G0476_S01010001")
+    for suffix in (".wav", ".txt"):
+        (folder / f"T0392G0476_S01010001{suffix}").rename(folder / f"my{blank}file{suffix}")
+    assert refusal(corpus, tmp_path) == [
+        f"dev: names with whitespace (1, the first is {folder}/my{blank}file.wav); "
+        "expected: none in NAME.wav, which names the utterance"
+    ]
+    done = prepare(corpus, tmp_path / "data", "--skip_faulty")
+    assert done.returncode == 0, done.stderr
+    assert len(table(tmp_path / "data" / "dev" / "wav.scp")) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "fault"),
+    [
+        (DEV, "[N]", "dev: no transcript has words; expected: one at least with more than marks"),
+        (
+            TRAIN,
+            "我在[N]",
+            "train: no transcript has English words; expected: some: BPE learns on them",
+        ),
+        (
+            TRAIN,
+            "meeting room",
+            "train: no transcript has Mandarin; expected: some: its characters are the tokens",
+        ),
+    ],
+    ids=["no words", "no English", "no Mandarin"],
+)
+def test_transcripts_of_which_nothing_can_be_made_are_refused(corpus, tmp_path, part, text, fault):
+    rewrite(corpus, part, text)
+    assert refusal(corpus, tmp_path) == [fault]
+    assert refusal(corpus, tmp_path, "--skip_faulty") == [fault]
+
+
+@pytest.mark.parametrize("spoken", ["我 在", "meeting room"])
+def test_one_language_is_enough_to_test_on(corpus, tmp_path, spoken):
+    rewrite(corpus, DEV, f"{spoken}[N]")
+    done = prepare(corpus, tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert set(table(tmp_path / "data" / "dev" / "text").values()) == {spoken}
+
+
+def test_a_place_that_cannot_be_written_to_is_named(corpus, tmp_path):
+    (tmp_path / "file").touch()
+    done = prepare(corpus, tmp_path / "file")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tmp_path}/file/train cannot be written: Not a directory\n"
+
+
 def break_layout(corpus):
     """One fault of each kind; returns the lines that must name them."""
     shutil.rmtree(corpus / "release")

@@ -98,10 +98,11 @@ def find(corpus: Path, part: str, name: str = "") -> Path | Fault:
 
 def read(part: str, folder: Path) -> tuple[list[Utterance], list[Fault]]:
     """Returns the utterances of one part that are whole, and what is wrong with the others."""
-    recordings = _files(folder, ".wav")
+    files = _files(folder)
+    recordings = _ending(files, ".wav")
     if not recordings:
         return [], [Fault(part, "no recordings", f"*.wav at any depth below {folder}")]
-    tables = sorted(folder.rglob(TABLE))
+    tables = [file for file in files if file.name == TABLE]
     if len(tables) > 1:
         found = ", ".join(map(str, tables))
         return [], [Fault(part, f"{len(tables)} tables of transcripts: {found}", "one")]
@@ -110,7 +111,8 @@ def read(part: str, folder: Path) -> tuple[list[Utterance], list[Fault]]:
         texts = _rows(tables[0], faults)
         where = f"a line NAME.wav SENTENCE for each in {tables[0]}"
     else:
-        texts = _texts(folder, {wav.stem for wav in recordings}, faults)
+        names = {wav.stem for wav in recordings}
+        texts = _texts(_ending(files, ".txt"), names, faults)
         where = "NAME.txt beside each NAME.wav"
     with ThreadPoolExecutor() as pool:
         sound = list(pool.map(_is_mono_sound, recordings))
@@ -118,7 +120,9 @@ def read(part: str, folder: Path) -> tuple[list[Utterance], list[Fault]]:
     utterances: dict[str, Utterance] = {}
     for wav, is_sound in zip(recordings, sound, strict=True):
         transcript = texts.pop(wav.stem, None)
-        if wav.stem in utterances:
+        if any(character.isspace() for character in wav.stem):
+            faults.add("names with whitespace", "none in NAME.wav, which names the utterance", wav)
+        elif wav.stem in utterances:
             faults.add("recordings with another's name", "a name once in each part", wav)
         elif not is_sound:
             faults.add("files that are not sound", "PCM WAV, one channel, not empty", wav)
@@ -151,8 +155,22 @@ class _Transcript:
     source: Path
 
 
-def _files(folder: Path, suffix: str) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() == suffix)
+def _files(folder: Path) -> list[Path]:
+    """What lies below a folder, behind links too; what two paths lead to is taken once."""
+    seen: set[Path] = set()
+    files: list[Path] = []
+    for place, folders, names in folder.walk(follow_symlinks=True):
+        if place.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(place.resolve())
+        folders.sort()
+        files += [place / name for name in (*folders, *names)]
+    return sorted(files)
+
+
+def _ending(files: Iterable[Path], suffix: str) -> list[Path]:
+    return [file for file in files if file.suffix.lower() == suffix]
 
 
 def _rows(table: Path, faults: _Faults) -> dict[str, _Transcript]:
@@ -170,10 +188,10 @@ def _rows(table: Path, faults: _Faults) -> dict[str, _Transcript]:
     return texts
 
 
-def _texts(folder: Path, names: set[str], faults: _Faults) -> dict[str, _Transcript]:
+def _texts(files: Iterable[Path], names: set[str], faults: _Faults) -> dict[str, _Transcript]:
     """Transcripts by the recording's name, from files beside the recordings."""
     texts = {}
-    for file in _files(folder, ".txt"):
+    for file in files:
         # Other text files (terms of use, lists of speakers) may lie about.
         if file.stem in names or NAME.fullmatch(file.stem):
             lines = _lines(file, faults)
@@ -188,6 +206,9 @@ def _lines(file: Path, faults: _Faults) -> list[str] | None:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         faults.add("transcripts that are not UTF-8", "UTF-8", file)
+        return None
+    except OSError:
+        faults.add("transcripts that cannot be read", "a text file", file)
         return None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -233,12 +254,26 @@ def check(
         for fault in skipped:
             print(f"left out: {fault}", file=sys.stderr)
         faults += [fault for fault in found if fault not in skipped]
-        if skipped and not any(utterance.tokens for utterance in utterances):
-            faults.append(Fault(part, "every recording is faulty", "one at least without a fault"))
+        if len(skipped) == len(found):
+            faults += _lacks(part, utterances)
         parts[part] = utterances
     if faults:
         raise LayoutError(corpus, faults)
     return parts
+
+
+def _lacks(part: str, utterances: Sequence[Utterance]) -> list[Fault]:
+    """What the later stages need of a part, and its utterances do not have."""
+    if not utterances:
+        return [Fault(part, "every recording is faulty", "one at least without a fault")]
+    tokens = {token for utterance in utterances for token in utterance.tokens}
+    if not tokens:
+        return [Fault(part, "no transcript has words", "one at least with more than marks")]
+    if part == "train" and not any(map(is_mandarin, tokens)):
+        return [Fault(part, "no transcript has Mandarin", "some: its characters are the tokens")]
+    if part == "train" and all(map(is_mandarin, tokens)):
+        return [Fault(part, "no transcript has English words", "some: BPE learns on them")]
+    return []
 
 
 def write(utterances: Iterable[Utterance], folder: Path) -> None:
@@ -287,11 +322,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LayoutError as error:
         print(error, file=sys.stderr)
         return 2
-    for part, utterances in parts.items():
-        write(utterances, args.out / part)
-        silent = sum(not utterance.tokens for utterance in utterances)
-        print(f"{args.out / part}: {len(utterances) - silent} utterances; {silent} have no words")
-    write_vocabulary(parts["train"], args.out / "train")
+    try:
+        for part, utterances in parts.items():
+            write(utterances, args.out / part)
+            spoken = sum(bool(utterance.tokens) for utterance in utterances)
+            silent = len(utterances) - spoken
+            print(f"{args.out / part}: {spoken} utterances; {silent} have no words")
+        write_vocabulary(parts["train"], args.out / "train")
+    except OSError as error:
+        print(f"{error.filename or args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 
