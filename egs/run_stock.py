@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stock = RECIPES[args.recipe]
     try:
         model = args.model or stock.model
-        config = _training_yaml(args.recipe, stock, model)
+        config = training_yaml(args.recipe, model)
         warn_of_missing(args.recipe if stock.task == "asr1" else _path(args.recipe), args.cache)
         work = _working_copy(args)
         if args.corpus:
@@ -131,8 +131,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _training_yaml(recipe: str, stock: Stock, model: str) -> str:
-    """Path of the model's YAML: ours absolute, ESPnet's below its recipe."""
+def training_yaml(recipe: str, model: str) -> str:
+    """Path of the model's YAML: ours absolute, ESPnet's below its recipe.
+
+    Raises:
+        OptionError: There is no such model.
+    """
+    stock = RECIPES.get(recipe, Stock())
     folder = HOME / "conf" / recipe
     prefix = f"train_{stock.kind}_"
     ours = folder / f"{prefix}{model}.yaml"

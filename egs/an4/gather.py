@@ -120,13 +120,22 @@ def word_error_rate(file: Path, test_set: str) -> float:
         RecipeError: It gives none, or different ones for several ways of decoding, or no number.
     """
     given: dict[str, str] = {}
+    sets: list[str] = []
     heading = ""
     for line in file.read_text().splitlines():
         if match := HEADING.fullmatch(line.strip()):
             heading = match[1]
         cells = line.strip().strip("|").split("|")
-        if heading == "WER" and len(cells) == COLUMNS and cells[0].endswith(f"/{test_set}"):
+        if heading != "WER" or len(cells) != COLUMNS or "/" not in cells[0]:
+            continue
+        sets.append(cells[0].rpartition("/")[2])
+        if sets[-1] == test_set:
             given[cells[0]] = cells[7]
+    if sets and not given:
+        raise RecipeError(
+            f"{file} gives no word error rate for {test_set}",
+            f"name another set, --set {' or '.join(sorted(set(sets)))}",
+        )
     if len(given) != 1:
         what = f"{len(given)} word error rates for {test_set}: {', '.join(given) or 'none'}"
         raise RecipeError(f"{file} gives {what}", "score it again, with one way of decoding")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -150,7 +151,12 @@ def test_results_by_jiwer_are_read_too(tmp_path, monkeypatch):
         ),
         (SCLITE.format(wer="x"), [], "asr_conformer_seed1/RESULTS.md gives 'x' where a rate"),
         (SCLITE.format(wer="1.0"), ["--models", "conmamba"], "holds no results of conmamba"),
-        (SCLITE.format(wer="1.0"), ["--set", "test_other"], "0 word error rates for test_other"),
+        (
+            SCLITE.format(wer="1.0"),
+            ["--set", "est"],
+            "asr_conformer_seed1/RESULTS.md gives no word error rate for est. "
+            "What to do: name another set, --set test or train_dev\n",
+        ),
     ],
     ids=["no results", "cut short", "two decodings", "no number", "unknown model", "unknown set"],
 )
@@ -184,26 +190,45 @@ esac
 """
 
 
+def write_fake(recipe):
+    """A stand-in for the runner of a recipe."""
+    (recipe / "asr1").mkdir(parents=True, exist_ok=True)
+    (recipe / "asr1" / "run.sh").write_text(FAKE_RUNNER.replace("egs2/fake", f"egs2/{recipe.name}"))
+    (recipe / "asr1" / "run.sh").chmod(0o755)
+
+
+#: Recipe -> models that the clone has YAMLs of.
+MODELS = {"fake": ("a", "b"), "an4": ("conextbimamba",)}
+
+
 @pytest.fixture
 def seeds(tmp_path):
     """Calls seeds.sh of a clone whose recipe `fake` has a stand-in for the runner."""
     egs = tmp_path / "clone" / "egs"
-    (egs / "fake" / "asr1").mkdir(parents=True)
-    (egs / "fake" / "asr1" / "run.sh").write_text(FAKE_RUNNER)
-    (egs / "fake" / "asr1" / "run.sh").chmod(0o755)
+    write_fake(egs / "fake")
     (egs / "an4" / "asr1").mkdir(parents=True)
     for file in ("options.sh", "an4/asr1/seeds.sh", "an4/gather.py"):
         (egs / file).symlink_to(HOME / "egs" / file)
+    for file in ("models.py", "run_stock.py"):
+        shutil.copy(HOME / "egs" / file, egs)
+    for recipe, models in MODELS.items():
+        (tmp_path / "clone" / "conf" / recipe).mkdir(parents=True)
+        for model in models:
+            (tmp_path / "clone" / "conf" / recipe / f"train_asr_{model}.yaml").touch()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sclite").write_text("")
     (tmp_path / "bin" / "sclite").chmod(0o755)
 
-    def call(*options):
-        environment = os.environ | {
-            "PATH": f"{tmp_path}/bin:{sys.prefix}/bin:{os.environ['PATH']}",
-            "PYTHONPATH": str(HOME),
-            "RESULTS": SCLITE.format(wer="5.0"),
-        }
+    def call(*options, **settings):
+        environment = (
+            os.environ
+            | {
+                "PATH": f"{tmp_path}/bin:{sys.prefix}/bin:{os.environ['PATH']}",
+                "PYTHONPATH": str(HOME),
+                "RESULTS": SCLITE.format(wer="5.0"),
+            }
+            | settings
+        )
         command = [egs / "an4" / "asr1" / "seeds.sh", "--work", tmp_path / "work", *options]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -236,6 +261,65 @@ def test_every_seed_is_trained_and_gathered_once(seeds, tmp_path):
     again = seeds(*command)
     assert again.stdout == done.stdout
     assert (tmp_path / "work" / "calls").read_text().splitlines() == calls, "nothing runs twice"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "models", "says"),
+    [
+        ("fake", "a nosuch", "fake: --model='nosuch' is not possible: allowed is a, b.\n"),
+        ("an4", "conformer", "an4: --model='conformer' is not possible: allowed is conextbimamba,"),
+    ],
+    ids=["a YAML", "a baseline"],
+)
+def test_a_model_that_is_not_there_is_named_before_any_is_trained(
+    seeds, tmp_path, recipe, models, says
+):
+    write_fake(tmp_path / "clone" / "egs" / recipe)
+    done = seeds("--recipe", recipe, "--models", models)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(says)
+    assert not (tmp_path / "work").exists()
+
+
+def test_table_21_is_what_is_run_by_default(seeds, tmp_path):
+    write_fake(tmp_path / "clone" / "egs" / "an4")
+    (tmp_path / "clone" / "conf" / "an4" / "train_asr_conformer.yaml").touch()
+    done = seeds()
+    assert done.returncode == 0, done.stderr
+    trained = re.findall(r"(\w+) 11-11 (\S+)", (tmp_path / "work" / "calls").read_text())
+    assert trained == [
+        (model, f"exp/asr_{model}_seed{seed}")
+        for model in ("conformer", "conextbimamba")
+        for seed in SEEDS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "named"),
+    [
+        ("librispeech_100", [], "test_clean"),
+        ("librispeech", [], "test_clean"),
+        ("seame", [], "devman"),
+        ("fake", ["--set", "mine"], "mine"),
+        ("librispeech_100", ["--set", "test_other"], "test_other"),
+    ],
+)
+def test_the_set_that_is_gathered_is_one_of_the_recipe(seeds, tmp_path, recipe, options, named):
+    write_fake(tmp_path / "clone" / "egs" / recipe)
+    conf = tmp_path / "clone" / "conf" / recipe
+    conf.mkdir(exist_ok=True)
+    (conf / "train_asr_a.yaml").touch()
+    results = SCLITE.replace("/test|", f"/{named}|").format(wer="5.0")
+    done = seeds("--recipe", recipe, "--models", "a", "--seeds", "1", *options, RESULTS=results)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("|a|5.0|5.00|0.00|-|\n")
+
+
+def test_what_a_runner_refuses_leaves_no_folder(seeds, tmp_path):
+    runner = tmp_path / "clone" / "egs" / "fake" / "asr1" / "run.sh"
+    runner.write_text("#!/bin/bash\nexit 2\n")
+    assert seeds("--recipe", "fake", "--models", "a").returncode == 2
+    assert not (tmp_path / "work").exists()
 
 
 def test_an_unknown_recipe_is_said(seeds):

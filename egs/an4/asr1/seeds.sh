@@ -2,7 +2,7 @@
 # Table 21: the Conformer and ConExtBiMamba on AN4, each with five seeds; WER, mean, variance, a plot.
 #
 #   egs/an4/asr1/seeds.sh [--recipe an4] [--models "conformer conextbimamba"] \
-#       [--seeds "2048 233 666 1024 3407"] [--work exp/an4] [--asr_args "..."] \
+#       [--seeds "2048 233 666 1024 3407"] [--work exp/an4] [--set test] [--asr_args "..."] \
 #       [options of egs/RECIPE/asr1/run.sh and of ESPnet's run.sh, e.g. --corpus DIR --ngpu 1]
 #
 # Interrupted, the same command goes on: a finished part leaves a file, and a training its
@@ -10,6 +10,9 @@
 # In a few minutes without a GPU, and meaning nothing but that it works:
 #
 #   egs/an4/asr1/seeds.sh --recipe mini_an4 --models "conbimamba transbimamba" --seeds "1 2"
+#
+# --set is the test set whose error rates are gathered: of LibriSpeech test_clean and of SEAME
+# devman, unless another is named.
 set -euo pipefail
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
@@ -18,6 +21,7 @@ recipe=an4
 models="conformer conextbimamba"
 seeds="2048 233 666 1024 3407"
 work=
+test_set=
 asr_args=
 given=()
 
@@ -28,6 +32,7 @@ while [ $# -gt 0 ]; do
         --models) models=$2 ;;
         --seeds) seeds=$2 ;;
         --work) work=$2 ;;
+        --set) test_set=$2 ;;
         --asr_args) asr_args="$2 " ;;
         --model | --stage | --stop_stage | --asr_exp | --asr_stats_dir)
             refuse "option '$1' is not possible: this program sets it itself" ;;
@@ -40,6 +45,15 @@ run=${home}/egs/${recipe}/asr1/run.sh
 [ -x "${run}" ] || refuse "no recipe '${recipe}' here: ${run} is not there"
 [ -n "${models// /}" ] || refuse "--models names none"
 [[ ${seeds} =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || refuse "--seeds '${seeds}': not whole numbers"
+# shellcheck disable=SC2086
+python3 "${home}/egs/models.py" "${recipe}" ${models}
+if [ -z "${test_set}" ]; then
+    case ${recipe} in
+        librispeech*) test_set=test_clean ;;
+        seame) test_set=devman ;;
+        *) test_set=test ;;
+    esac
+fi
 work=$(realpath -m "${work:-${home}/exp/${recipe}}")
 copy=${work}/egs2/${recipe}/asr1
 options=(--work "${work}" ${given[@]+"${given[@]}"})
@@ -59,7 +73,6 @@ stages() {
     touch "${done_file}"
 }
 
-mkdir -p "${work}"
 for model in ${models}; do
     stages "${work}/.data_is_there" "data/*token_list/*/tokens.txt" 1 5 --model "${model}"
     stats=exp/asr_stats_${model}
@@ -81,4 +94,5 @@ for model in ${models}; do
 done
 
 # shellcheck disable=SC2086
-python3 "${home}/egs/an4/gather.py" "${copy}/exp" --models ${models} --seeds ${seeds}
+python3 "${home}/egs/an4/gather.py" "${copy}/exp" --models ${models} --seeds ${seeds} \
+    --set "${test_set}"
