@@ -76,8 +76,3 @@ def test_the_model_is_that_of_the_espnet2_yaml(name):
         assert ours[key] == espnet2[key], key
     for key in ("frontend_conf", "specaug", "specaug_conf"):
         assert ours[key] == espnet2[key], key
-
-
-def test_the_inference_yaml_is_stock_s():
-    stock_yaml = resources.files("egs3") / "librispeech_100/esp2_asr/conf/inference.yaml"
-    assert load("librispeech_100/espnet3/inference.yaml") == yaml.safe_load(stock_yaml.read_text())

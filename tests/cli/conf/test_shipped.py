@@ -102,11 +102,10 @@ def test_of_enhancement_the_separator_is_listed(conf):
 
 def test_espnet3_yamls_have_names_of_their_own(cli):
     names = [line.split()[0] for line in cli("list", "librispeech_100")[1].splitlines()[2:]]
-    assert names[-4:] == [
+    assert names[-3:] == [
         "librispeech_100/decode_asr_transducer",
         "librispeech_100/espnet3/conextbimamba",
         "librispeech_100/espnet3/coninnbimamba",
-        "librispeech_100/espnet3/inference",
     ]
     file = shipped.find("librispeech_100/espnet3/conextbimamba")
     assert file.path == CONF / "librispeech_100" / "espnet3" / "training_conextbimamba.yaml"
