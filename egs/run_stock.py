@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = args.model or stock.model
         config = training_yaml(args.recipe, model)
+        for name in ("--stage", "--stop_stage"):
+            _stage(options, name, usual=1)
         warn_of_missing(args.recipe if stock.task == "asr1" else _path(args.recipe), args.cache)
         work = _working_copy(args)
         if args.corpus:
@@ -188,7 +190,8 @@ def _warn_of_transducer(options: list[str]) -> None:
         print(
             "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: the "
             "transducer's loss. It is no package of pip's: bash "
-            "installers/install_warp-transducer.sh in tools/ of the working copy builds it.",
+            "installers/install_warp-transducer.sh in tools/ builds it, which all working copies "
+            "share.",
             file=sys.stderr,
         )
 

@@ -12,18 +12,22 @@ from espnet_bimamba import recipes
 from espnet_bimamba.errors import RecipeError
 from espnet_bimamba.files import user_cache
 
-#: Package of each program in Debian and Ubuntu, and how users of conda come by it: as ESPnet's
+#: Package of each program in Debian and Ubuntu, and another way to come by it: as ESPnet's
 #: ``tools/Makefile`` gets flac, sox and sclite.
 PACKAGES = {
-    "flac": ("flac", "conda install -c conda-forge libflac"),
-    "git": ("git", "conda install -c conda-forge git"),
-    "gzip": ("gzip", "conda install -c conda-forge gzip"),
-    "perl": ("perl", "conda install -c conda-forge perl"),
-    "sclite": ("sctk", "bash installers/install_sctk.sh in tools/ of the working copy builds it"),
-    "sox": ("sox", "conda install -c conda-forge sox"),
-    "tar": ("tar", "conda install -c conda-forge tar"),
-    "wget": ("wget", "conda install -c conda-forge wget"),
-    "which": ("debianutils", "the package which of the system"),
+    "flac": ("flac", "Conda: conda install -c conda-forge libflac"),
+    "git": ("git", "Conda: conda install -c conda-forge git"),
+    "gzip": ("gzip", "Conda: conda install -c conda-forge gzip"),
+    "perl": ("perl", "Conda: conda install -c conda-forge perl"),
+    "sclite": (
+        "sctk",
+        "Elsewhere: bash installers/install_sctk.sh in tools/ downloads and builds it, for all "
+        "working copies, which share that folder",
+    ),
+    "sox": ("sox", "Conda: conda install -c conda-forge sox"),
+    "tar": ("tar", "Conda: conda install -c conda-forge tar"),
+    "wget": ("wget", "Conda: conda install -c conda-forge wget"),
+    "which": ("debianutils", "Elsewhere: the system's package which"),
 }
 
 #: Programs that :func:`espnet_bimamba.recipes.prepare` writes a stand-in for.
@@ -80,6 +84,11 @@ RECIPES = {
         "LibriSpeech, train-clean-100",
         "LIBRISPEECH in db.sh: the folder above LibriSpeech/",
         (*EVERYWHERE, *LIBRISPEECH, *SPEED),
+    ),
+    "librispeech_100/esp2_asr": Recipe(
+        "LibriSpeech, train-clean-100, with ESPnet3",
+        "LIBRISPEECH in the environment: LibriSpeech/ or the folder above it",
+        (),
     ),
     "librispeech": Recipe(
         "LibriSpeech, 960 hours",
@@ -143,12 +152,12 @@ class Missing:
     stage: int
     purpose: str
     debian: str
-    conda: str
+    otherwise: str
 
     def __str__(self) -> str:
         return (
             f"{self.program} is not here, and stage {self.stage} will fail where it needs it: "
-            f"{self.purpose}. Debian: apt install {self.debian}. Conda: {self.conda}."
+            f"{self.purpose}. Debian: apt install {self.debian}. {self.otherwise}."
         )
 
 

@@ -55,8 +55,8 @@ def test_get_warns_and_brings_the_recipe(cache, tmp_path, capsys):
         "warning: sox is not here, and stage 2 will fail where it needs it: speed perturbation. "
         "Debian: apt install sox. Conda: conda install -c conda-forge sox.",
         "warning: sclite is not here, and stage 13 will fail where it needs it: scoring. "
-        "Debian: apt install sctk. "
-        "Conda: bash installers/install_sctk.sh in tools/ of the working copy builds it.",
+        "Debian: apt install sctk. Elsewhere: bash installers/install_sctk.sh in tools/ downloads "
+        "and builds it, for all working copies, which share that folder.",
     ]
     assert "fetching and unpacking" in err
     assert get(cache, "librispeech_100/asr1") == 0
@@ -98,7 +98,7 @@ def test_get_as_json(cache, tmp_path, capsys):
                 "stage": 2,
                 "purpose": "speed perturbation",
                 "debian": "sox",
-                "conda": "conda install -c conda-forge sox",
+                "otherwise": "Conda: conda install -c conda-forge sox",
             }
         ],
     }
@@ -108,7 +108,7 @@ def test_get_as_json(cache, tmp_path, capsys):
     ("name", "folder"),
     [
         ("wsj", "exp/wsj/egs2/wsj/asr1"),
-        ("librispeech_100/esp2_asr", "exp/librispeech_100/egs3/librispeech_100/esp2_asr"),
+        ("mini_an4/esp2_asr", "exp/mini_an4/egs3/mini_an4/esp2_asr"),
     ],
 )
 def test_a_recipe_that_is_not_listed(cache, tmp_path, capsys, name, folder):
@@ -116,6 +116,13 @@ def test_a_recipe_that_is_not_listed(cache, tmp_path, capsys, name, folder):
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / folder}\n"
     assert f"which programs {name} needs is not known here" in err
+
+
+def test_an_espnet3_recipe_that_is_listed_calls_no_program(cache, tmp_path, capsys):
+    assert get(cache, "librispeech_100/esp2_asr") == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path}/exp/librispeech_100/egs3/librispeech_100/esp2_asr\n"
+    assert err == "fetching and unpacking ESPnet's stock recipes (36 MB)\n"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +219,37 @@ def test_list(cache, tmp_path, capsys):
     }
     assert all((HOME / runner).is_file() for runner in ours.values())
     assert not (cache / f"espnet-{VERSION}").exists(), "listing should unpack nothing"
+
+
+LIBRISPEECH_NEEDS = ["perl", "which", "flac", "wget", "tar", "gzip", "sox", "sclite"]
+NEEDS = {
+    "librispeech_100": LIBRISPEECH_NEEDS,
+    "librispeech_100/esp2_asr": [],
+    "librispeech": LIBRISPEECH_NEEDS,
+    "seame": ["perl", "git", "sox", "flac", "sclite"],
+    "an4": ["perl", "which", "wget", "tar", "sox", "sclite"],
+    "mini_an4": ["perl", "tar", "sclite"],
+    "asru": ["perl", "sox"],
+    "so762": ["perl"],
+    "se/enh1": ["perl"],
+    "vctk_noisy/enh1": ["perl"],
+}
+
+
+def test_on_a_bare_machine_each_recipe_misses_what_its_stages_call(cache, capsys):
+    assert main(["recipes", "list", "--cache", str(cache), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["missing"] for row in rows} == NEEDS
+
+
+def test_sclite_in_the_tools_of_the_recipes_is_not_missing(cache, tmp_path, capsys):
+    place = cache / f"espnet-{VERSION}" / "tools" / "sctk" / "bin"
+    place.mkdir(parents=True)
+    install(place, "sclite")
+    assert main(["recipes", "list", "--cache", str(cache), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    without = {name: [n for n in needs if n != "sclite"] for name, needs in NEEDS.items()}
+    assert {row["name"]: row["missing"] for row in rows} == without
 
 
 def test_every_program_has_a_remedy():

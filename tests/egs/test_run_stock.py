@@ -188,7 +188,7 @@ def test_a_transducer_without_its_loss_is_warned_of_before_anything_runs(
     assert (
         "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: the "
         "transducer's loss. It is no package of pip's: bash installers/install_warp-transducer.sh "
-        "in tools/ of the working copy builds it.\n"
+        "in tools/ builds it, which all working copies share.\n"
     ) in done.err
     mine = tmp_path / "mine.yaml"
     for text in (
@@ -357,10 +357,14 @@ def test_nothing_is_scored_after_a_failure(script, tmp_path):
     assert "Mixed" not in done.stdout
 
 
-def test_a_stage_is_a_number(run):
-    done = run("seame", "--model", "conformer", "--stage", "ten")
-    assert done.code == 2
-    assert "--stage='ten' is not possible: allowed is the number of a stage." in done.err
+@pytest.mark.parametrize("option", ["--stage", "--stop_stage"])
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_a_stage_is_a_number(run, tmp_path, recipe, option):
+    done = run(recipe, option, "ten")
+    assert (done.code, done.out, done.words) == (2, "", None)
+    says = f"{recipe}: {option}='ten' is not possible: allowed is the number of a stage.\n"
+    assert done.err == says
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_scripts_failure_is_the_runners(run, script, tmp_path):

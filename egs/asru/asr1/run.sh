@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
         --corpus) corpus=$2 ;;
         --work) work=$2 ;;
         --english_bpe) number "$@" && english_bpe=$2 ;;
-        --asr_config) asr_config=$(readlink -m "$2") ;;
+        --asr_config) asr_config=$2 ;;
         --stage) number "$@" && stage=$2 ;;
         --stop_stage) number "$@" && stop_stage=$2 ;;
         *) options+=("$1" "$2") ;;
@@ -39,7 +39,10 @@ while [ $# -gt 0 ]; do
 done
 work=${work:-${home}/exp/asru}
 
+[ "${english_bpe}" -gt 0 ] || refuse "option --english_bpe: '${english_bpe}' is no number from 1 on"
 [ -n "${asr_config}" ] || asr_config=$(training_yaml "${configs}" "${model}" asr)
+[ -f "${asr_config}" ] || refuse "option --asr_config: '${asr_config}' is no file"
+asr_config=$(readlink -f "${asr_config}")
 
 [ -z "${corpus}" ] || ASRU=$(readlink -m "${corpus}")
 export ASRU=${ASRU:-}
@@ -76,7 +79,7 @@ fi
 # Sentencepiece counts <unk>, <s> and </s> in; asr.sh replaces them by <blank>, <unk> and <sos/eos>.
 tokens=(
     --token_type bpe
-    --nbpe "$((english_bpe + $(wc -l <data/train/mandarin) + 3))"
+    --nbpe "$((10#${english_bpe} + $(wc -l <data/train/mandarin) + 3))"
     --bpe_nlsyms data/train/mandarin
     --bpe_train_text data/train/text.english
 )
