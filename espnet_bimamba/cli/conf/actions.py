@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from espnet_bimamba import recipes
-from espnet_bimamba.cli.conf.files import difference, read, write_whole
+from espnet_bimamba.cli.conf.files import add_force, difference, read, write_whole
 from espnet_bimamba.cli.conf.shipped import (
     Shipped,
     find,
@@ -50,8 +50,10 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = actions.add_parser(
         "list",
         help="list the YAMLs that the package ships",
-        description="Lists the YAMLs that the package ships, with the encoder, the model's "
-        "parameters, those that the paper prints, and the paper's table and row.",
+        description=(
+            "Lists the YAMLs that the package ships, with the encoder, the model's parameters,\n"
+            "those that the paper prints, and the paper's table and row."
+        ),
         epilog=LIST,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,6 +64,10 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = actions.add_parser(
         "show",
         help="print one of them",
+        description=(
+            "Prints a YAML as it is. Its first lines name the paper's table and row, the stock\n"
+            "YAML that it follows, and the model's parameters, where that means something."
+        ),
         epilog=SHOW,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,8 +77,10 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = actions.add_parser(
         "diff",
         help="compare one of them with the stock YAML that it follows",
-        description="Prints what changes from the stock YAML of the installed ESPnet to ours; "
-        "comments are left out. Stock recipes that are not in the cache yet are fetched (36 MB).",
+        description=(
+            "Prints what changes from the stock YAML of the installed ESPnet to ours; comments\n"
+            "are left out. Stock recipes that are not in the cache yet are fetched (36 MB)."
+        ),
         epilog=DIFF,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -89,6 +97,9 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = actions.add_parser(
         "copy",
         help="copy one of them, to change it",
+        description=(
+            "Copies a YAML to a file, or into a folder under its own name, and prints its path."
+        ),
         epilog=COPY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -98,7 +109,7 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="DEST",
         help="a .yaml file, or a folder; with a slash at its end it is made if need be",
     )
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    add_force(parser)
     parser.set_defaults(run=run_copy)
 
 
@@ -155,9 +166,7 @@ def run_copy(args: argparse.Namespace) -> int:
     """
     file = find(args.name)
     target = _target(args.destination, file.path.name)
-    if target.exists() and not args.force:
-        raise ConfigError(target, "is there already: give --force to replace it")
-    write_whole(target, read(file.path))
+    write_whole(target, read(file.path), force=args.force)
     print(target)
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from espnet_bimamba.cli.conf.files import difference, items, parse, read, write_whole
+from espnet_bimamba.cli.conf.files import add_force, difference, items, parse, read, write_whole
 from espnet_bimamba.encoders.options import FEED_FORWARD, REFUSED
 from espnet_bimamba.errors import ConfigError
 from espnet_bimamba.registry import ENCODERS
@@ -56,7 +56,7 @@ def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "convert",
         help="turn a stock training YAML into one that names our encoder",
         description=(
-            "Changes the line `encoder:` and deletes the attention-only lines of encoder_conf; "
+            "Changes the line `encoder:` and deletes the attention-only lines of encoder_conf;\n"
             "every other line stays as it is. The difference goes to stderr."
         ),
         epilog=EXAMPLES,
@@ -66,6 +66,7 @@ def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT", help="write here instead of to stdout"
     )
+    add_force(parser)
     parser.add_argument("--encoder", choices=sorted(ENCODERS), help="which of ours to name")
     parser.set_defaults(run=run_convert)
 
@@ -74,6 +75,10 @@ def run_convert(args: argparse.Namespace) -> int:
     """Convert one file; see :func:`convert`."""
     stock = read(args.yaml)
     conversion = convert(stock, args.yaml, args.encoder)
+    if args.output is None:
+        sys.stdout.write(conversion.text)
+    else:
+        write_whole(args.output, conversion.text, force=args.force)
     name = str(args.output or "<stdout>")
     sys.stderr.writelines(difference(stock, conversion.text, str(args.yaml), name))
     position = conversion.removed.get("pos_enc_layer_type", DEFAULT_POSITIONS[conversion.stock])
@@ -83,10 +88,6 @@ def run_convert(args: argparse.Namespace) -> int:
             "positional encoding; write it to have it back",
             file=sys.stderr,
         )
-    if args.output is None:
-        sys.stdout.write(conversion.text)
-    else:
-        write_whole(args.output, conversion.text)
     return 0
 
 

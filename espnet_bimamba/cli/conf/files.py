@@ -1,5 +1,6 @@
 """Reading, writing and comparing YAML files, each error with the file's name."""
 
+import argparse
 import difflib
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ import yaml
 
 from espnet_bimamba import files
 from espnet_bimamba.errors import ConfigError
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which an action of ``conf`` replaces a file."""
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
 def read(path: Path) -> str:
@@ -54,12 +60,19 @@ def difference(old: str, new: str, old_name: str, new_name: str) -> list[str]:
     return [line if line.endswith("\n") else f"{line}\n" for line in lines]
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, force: bool) -> None:
     """Write a file, whole or not at all.
 
+    Args:
+        path: The file.
+        text: What it shall hold.
+        force: Whether to replace a file that is there.
+
     Raises:
-        ConfigError: It cannot be written; what was there before is untouched.
+        ConfigError: It is there already, or cannot be written; what was there is untouched.
     """
+    if path.exists() and not force:
+        raise ConfigError(path, "is there already: give --force to replace it")
     try:
         files.write_whole(path, text)
     except OSError as error:

@@ -24,6 +24,8 @@ from espnet_bimamba.errors import ConfigError, OptionError
 
 #: What a training YAML's name begins with, the ESPnet2 and the ESPnet3 way.
 PREFIXES = ("train_asr_", "train_enh_", "training_")
+#: In the line of the parameters: of how many tokens the vocabulary is.
+TOKENS = re.compile(r"^# Parameters:.*?\b(\d[\d,]*) tokens\b", re.MULTILINE)
 #: An ESPnet3 YAML has it below ``model:``.
 ENCODER = re.compile(r"^(?:  )?encoder: (\w+)$", re.MULTILINE)
 #: A YAML of `enh_s2t` has both, and is listed by its separator.
@@ -109,13 +111,23 @@ def describe(path: Path, root: Path) -> Shipped:
     )
 
 
+def stated_tokens(text: str) -> int | None:
+    """Return for how many tokens a YAML states its parameters, or None if it does not say."""
+    stated = TOKENS.search(text)
+    return int(stated[1].replace(",", "")) if stated else None
+
+
 def _model(path: Path) -> str:
     prefix = next((prefix for prefix in PREFIXES if path.stem.startswith(prefix)), "")
     return path.stem.removeprefix(prefix)
 
 
-def find(name: str) -> Shipped:
+def find(name: str, allowed: str = "a name that `espnet-bimamba conf list` prints") -> Shipped:
     """Return the YAML of that name.
+
+    Args:
+        name: As ``conf list`` prints it.
+        allowed: What the user may write in its place, in words.
 
     Raises:
         OptionError: There is none; the message names the nearest.
@@ -125,7 +137,19 @@ def find(name: str) -> Shipped:
         return files[name]
     near = difflib.get_close_matches(name, files, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else ""
-    raise OptionError("NAME", name, "a name that `espnet-bimamba conf list` prints", hint)
+    raise OptionError("NAME", name, allowed, hint)
+
+
+def locate(text: str) -> Path:
+    """Return the YAML that a user speaks of, by its path or by the name of one of ours.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    return find(text, "a file, or a name that `espnet-bimamba conf list` prints").path
 
 
 def in_the_tree(stock: str) -> str:

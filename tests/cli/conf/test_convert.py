@@ -185,8 +185,21 @@ def test_output_is_a_file_that_honours_the_umask(convert, tmp_path):
 
 
 def test_the_output_may_be_the_input(convert, tmp_path):
-    assert convert(CONFORMER, "-o", str(tmp_path / "stock.yaml"))[0] == 0
+    assert convert(CONFORMER, "-o", str(tmp_path / "stock.yaml"), "--force")[0] == 0
     assert (tmp_path / "stock.yaml").read_text() == CONBIMAMBA
+
+
+def test_a_file_that_is_there_is_replaced_only_when_told(convert, tmp_path):
+    out = tmp_path / "ours.yaml"
+    out.write_text("precious\n")
+    assert convert(CONFORMER, "-o", str(out)) == (
+        2,
+        "",
+        f"espnet-bimamba: {out}: is there already: give --force to replace it\n",
+    )
+    assert out.read_text() == "precious\n"
+    assert convert(CONFORMER, "-o", str(out), "--force")[0] == 0
+    assert out.read_text() == CONBIMAMBA
 
 
 def test_a_write_that_fails_leaves_no_half_file(convert, tmp_path, monkeypatch):
@@ -197,7 +210,7 @@ def test_a_write_that_fails_leaves_no_half_file(convert, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    status, _, err = convert(CONFORMER, "-o", str(out))
+    status, _, err = convert(CONFORMER, "-o", str(out), "--force")
     assert status == 2
     assert "cannot be written: No space left on device" in err
     assert out.read_text() == "precious\n"
