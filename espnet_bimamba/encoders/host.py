@@ -1,5 +1,6 @@
 """What the encoders share: a stock ESPnet encoder with its attention swapped for a mixer."""
 
+import difflib
 import inspect
 from typing import Any, ClassVar, Literal
 
@@ -62,7 +63,8 @@ class MixerHost(AbsEncoder):
 
     Raises:
         UnusedOptionError: A stock option that only attention reads.
-        OptionError: An option of ours has a value that cannot be honoured.
+        OptionError: An option of ours has a value that cannot be honoured, or an option is
+            unknown.
     """
 
     # What the stock encoder makes.
@@ -102,6 +104,7 @@ class MixerHost(AbsEncoder):
         for option, reason in REFUSED[self.name].items():
             if option in stock:
                 raise UnusedOptionError(option, stock[option], self.name, reason)
+        _check_known(type(self), stock)
         check_positions(pos_enc_layer_type)
         super().__init__(input_size, output_size=output_size, **(stock | self.stock_options))
         replace_positions(self.embed, pos_enc_layer_type)
@@ -230,6 +233,20 @@ def check_real_frames_only(encoder: MixerHost) -> None:
                 f"False with {type(module.norm).__name__}",
                 "It counts all frames of all processes (Lightning's sync_batchnorm: true).",
             )
+
+
+def _check_known(cls: type[MixerHost], options: dict[str, Any]) -> None:
+    """Refuse a key of ``encoder_conf`` that nobody reads, in the words of the YAML.
+
+    Raises:
+        OptionError: There is no such option; the message names the nearest, or all.
+    """
+    known = [name for name in inspect.signature(cls).parameters if name != "input_size"]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+            raise OptionError("encoder_conf", option, f"an option of {cls.name}", hint)
 
 
 def _layer_indices(layers: object, blocks: int) -> set[int]:

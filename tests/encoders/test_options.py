@@ -187,9 +187,16 @@ def test_fusion_is_refused_where_there_is_nothing_to_fuse(name, mamba_type):
 
 
 @every_encoder
-def test_an_unknown_key_is_named(name):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'mamba_typ'"):
-        build(name, mamba_typ="mamba")
+@pytest.mark.parametrize(
+    ("key", "hint"), [("mamba_typ", r"Did you mean mamba_type\?$"), ("zzz", "Known: .*, fusion, ")]
+)
+def test_an_unknown_key_is_refused_with_the_nearest(name, key, hint):
+    with pytest.raises(OptionError, match=hint) as error:
+        build(name, **{key: "mamba"})
+    assert str(error.value).startswith(
+        f"encoder_conf={key!r} is not possible: allowed is an option of {name}. "
+    )
+    assert "input_size" not in str(error.value)
 
 
 @pytest.mark.parametrize(
