@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet_bimamba.cli.conf.files import parse, read
-from espnet_bimamba.errors import ConfigError, OptionError
+from espnet_bimamba.cli.conf.shipped import locate, stated_tokens
+from espnet_bimamba.errors import BiMambaError, ConfigError, OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,13 @@ SPECIAL_TOKENS = ("<unk>", "<na>", "<nospeech>", "<sop>", "<sos>", "<eos>")
 
 # What the config.yaml of a training holds beyond the options of the task.
 WRITTEN_BY_ESPNET = {"distributed", "version"}
+
+# Modules that ESPnet's models import and that pip does not bring.
+REMEDIES = {
+    "warprnnt_pytorch": "the transducer's loss is no package of pip's: bash "
+    "installers/install_warp-transducer.sh in tools/ of a working copy, which `espnet-bimamba "
+    "recipes get` makes, builds it",
+}
 
 # Where the parts of a block go in the table; a name that is not here stands for itself.
 BLOCK_PARTS = {
@@ -58,6 +66,23 @@ class Row:
     blocks: int = 0
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model, and what it was built as.
+
+    Attributes:
+        task: Module of ``espnet2.tasks``.
+        model: The model, on the meta device where it can be.
+        tokens: Of its vocabulary; None if it has none.
+        assumed: Whether neither the caller nor the YAML's options said how many those are.
+    """
+
+    task: str
+    model: "torch.nn.Module"
+    tokens: int | None
+    assumed: bool
+
+
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``params`` to the command line."""
     parser = subparsers.add_parser(
@@ -66,16 +91,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Counts the parameters of an ESPnet training YAML, stock ones too: of any ESPnet2\n"
-            "task, and of ESPnet3's ASR."
+            "task, and of ESPnet3's ASR. Says of how many tokens the vocabulary is."
         ),
         epilog=(
             "examples:\n"
-            "  espnet-bimamba params conf/mini_an4/train_asr_conbimamba.yaml --vocab-size 30\n"
-            "  espnet-bimamba params conf/tuning/train_asr_conformer.yaml --input-size 80\n"
+            "  espnet-bimamba params seame/conextbimamba\n"
+            "  espnet-bimamba params mini_an4/conbimamba --vocab-size 30\n"
+            "  espnet-bimamba params conf/train_asr_conformer.yaml --input-size 80\n"
             "  espnet-bimamba params exp/asr_conbimamba/config.yaml --json"
         ),
     )
-    parser.add_argument("yaml", type=Path, metavar="YAML")
+    parser.add_argument("yaml", metavar="YAML", help="a file, or a NAME as `conf list` prints it")
     parser.add_argument(
         "--task",
         metavar="TASK",
@@ -84,13 +110,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--vocab-size",
-        type=_positive,
+        type=_at_least_two,
         metavar="N",
-        help=f"tokens (default: those the YAML lists, else {VOCAB_SIZE})",
+        help="tokens (default: those that the YAML lists, else as many as its line `# Parameters:` "
+        f"says, else {VOCAB_SIZE})",
     )
     parser.add_argument(
         "--input-size",
-        type=_positive,
+        type=_at_least_two,
         metavar="N",
         help="features a frame, in place of a frontend (default: what the frontend gives)",
     )
@@ -100,14 +127,35 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; see the module."""
-    config = parse(read(args.yaml), args.yaml)
-    task, model = build(config, args.yaml, args.task, args.vocab_size, args.input_size)
-    rows = list(count(model))
+    path = locate(args.yaml)
+    text = read(path)
+    stated = stated_tokens(text)
+    built = build(
+        parse(text, path),
+        path,
+        args.task,
+        args.vocab_size,
+        args.input_size,
+        assumed=stated or VOCAB_SIZE,
+    )
+    rows = list(count(built.model))
     if args.json:
-        print(json.dumps({"task": task, "parts": [asdict(row) for row in rows]}, indent=2))
-    else:
-        print(f"task {task}\n{_format(rows)}")
+        parts = [asdict(row) for row in rows]
+        print(json.dumps({"task": built.task, "tokens": built.tokens, "parts": parts}, indent=2))
+        return 0
+    print(f"task {built.task}{_vocabulary(built, stated)}\n{_format(rows)}")
     return 0
+
+
+def _vocabulary(built: Built, stated: int | None) -> str:
+    if built.tokens is None:
+        return ""
+    tokens = f", {built.tokens:,} tokens"
+    if not built.assumed:
+        return tokens
+    if stated:
+        return f"{tokens}, as the YAML's first lines say"
+    return f"{tokens}, assumed: --vocab-size N takes another number"
 
 
 def build(
@@ -116,18 +164,18 @@ def build(
     task: str | None = None,
     vocab_size: int | None = None,
     input_size: int | None = None,
-) -> tuple[str, "torch.nn.Module"]:
+    *,
+    assumed: int = VOCAB_SIZE,
+) -> Built:
     """Build the model of a training YAML through ESPnet's task, without memory where it can.
 
     Args:
         config: What the YAML holds.
         path: The YAML, for messages.
         task: Module of ``espnet2.tasks``; None tries all of them.
-        vocab_size: Number of tokens; None takes the YAML's own list or number, or 5000.
+        vocab_size: Number of tokens; None takes the YAML's own list or number.
         input_size: Features a frame, without a frontend; None asks the YAML and its frontend.
-
-    Returns:
-        The name of the task that built it, and the model.
+        assumed: Number of tokens where neither ``vocab_size`` nor the YAML says it.
 
     Raises:
         ConfigError: No task builds the model, for the reason that the message gives.
@@ -135,29 +183,40 @@ def build(
     """
     options, vocab_size = _options(config, vocab_size)
     unknown: dict[str, list[str]] = {}
+    absent: dict[str, Exception] = {}
     failures: dict[str, Exception] = {}
     for name in _names(task):
         try:
             found = _tasks(name)
         except ImportError as error:
-            failures[name] = error
+            absent[name] = error
             continue
         for cls in found:
             defaults = vars(cls.get_parser().parse_args([]))
             if missing := sorted(set(options) - set(defaults) - WRITTEN_BY_ESPNET):
                 unknown[name] = missing
                 continue
+            settings = _settings(defaults, options, vocab_size, input_size, assumed)
             try:
-                return name, _build(cls, _settings(defaults, options, vocab_size, input_size))
+                model = _build(cls, settings)
             except Exception as error:
                 failures[name] = error
+                continue
+            tokens = len(settings["token_list"]) if "token_list" in settings else None
+            said = vocab_size is not None or isinstance(options.get("token_list"), list)
+            return Built(name, model, tokens, assumed=not said)
     if failures:
-        raise ConfigError(path, f"cannot be built as {_reasons(failures)}")
+        # A YAML whose every key the first task knows is most likely its: others would fail anyway.
+        first = next(iter(failures))
+        raise ConfigError(path, f"cannot be built as {_reasons({first: failures[first]})}")
+    if not unknown:
+        raise ConfigError(path, f"cannot be built as {_reasons(absent)}")
     name = min(unknown, key=lambda name: len(unknown[name]))
+    others = f"; not here: {_reasons(absent)}" if absent else ""
     raise ConfigError(
         path,
         f"is no training YAML of {task or 'any ESPnet task'}: {name}, the nearest, has no option "
-        f"{', '.join(unknown[name])}",
+        f"{', '.join(unknown[name])}{others}",
     )
 
 
@@ -165,8 +224,16 @@ def _reasons(failures: dict[str, Exception]) -> str:
     """Say why each task failed, tasks with the same reason together."""
     tasks: dict[str, list[str]] = {}
     for name, error in failures.items():
-        tasks.setdefault(f"{type(error).__name__}: {error}", []).append(name)
+        tasks.setdefault(_reason(error), []).append(name)
     return "; as ".join(f"{', '.join(names)}: {reason}" for reason, names in tasks.items())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BiMambaError):
+        return str(error)
+    reason = f"{type(error).__name__}: {error}"
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    return f"{reason}; {REMEDIES[missing]}" if missing in REMEDIES else reason
 
 
 def _names(task: str | None) -> list[str]:
@@ -210,12 +277,13 @@ def _settings(
     options: dict[str, Any],
     vocab_size: int | None,
     input_size: int | None,
+    assumed: int,
 ) -> dict[str, Any]:
     # Neither has parameters; one reads a file that training makes, the other is slow and random.
     settings = {**defaults, **options, "normalize": None, "init": None}
     for name in defaults:
         if name.endswith("token_list"):
-            settings[name] = _tokens(options.get(name), vocab_size)
+            settings[name] = _tokens(options.get(name), vocab_size, assumed)
     if input_size is not None:
         settings["input_size"] = input_size
     return settings
@@ -280,19 +348,20 @@ def _size(module: "torch.nn.Module") -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _tokens(listed: object, vocab_size: int | None) -> list[str]:
+def _tokens(listed: object, vocab_size: int | None, assumed: int) -> list[str]:
     if vocab_size is None and isinstance(listed, list):
         return listed
-    number = vocab_size or VOCAB_SIZE
+    number = vocab_size or assumed
     others = [*SPECIAL_TOKENS, *(f"token{i}" for i in range(number))]
     return ["<blank>", *others[: number - 2], "<sos/eos>"]
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{number} is less than 2")
-    return number
+def _at_least_two(text: str) -> int:
+    if text.isdecimal() and int(text) >= 2:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not possible: allowed is an integer of at least 2"
+    )
 
 
 def _format(rows: list[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from espnet_bimamba import recipes, registry
 from espnet_bimamba.cli import main, params
 from espnet_bimamba.cli.conf.convert import convert
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "mini_an4"
 CONFORMER = """\
 frontend_conf: {n_mels: 80}
 encoder: conformer
@@ -47,7 +49,7 @@ def table(tmp_path, capsys):
         path.write_text(text)
         assert main(["params", str(path), *arguments]) == 0
         task, *lines = capsys.readouterr().out.splitlines()
-        assert task == "task asr"
+        assert re.fullmatch(r"task asr, [\d,]+ tokens.*", task)
         assert lines[0].split() == ["part", "parameters", "share", "per", "block"]
         assert len({line.find("%") for line in lines[2:]}) == 1, "the columns are aligned"
         return {line[:24].rstrip(): line[24:].split() for line in lines[2:]}
@@ -96,7 +98,7 @@ def test_as_json_the_numbers_are_the_same(table, tmp_path, capsys):
     rows = table(CONFORMER, "--vocab-size", "50")
     assert main(["params", str(tmp_path / "train.yaml"), "--vocab-size", "50", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["task"] == "asr"
+    assert (found["task"], found["tokens"]) == ("asr", 50)
     assert [f"{part['count']:,}" for part in found["parts"]] == [row[0] for row in rows.values()]
     assert found["parts"][2] == {"part": "blocks", "depth": 1, "count": 3 * BLOCK, "blocks": 3}
 
@@ -141,11 +143,17 @@ def test_the_config_of_a_training_is_read_too(table):
         (CONFORMER.replace("r: conformer", "r: conmamba"), "ValueError: --encoder must be one of"),
         (
             CONFORMER.replace("macaron_style", "macaroni"),
-            "cannot be built as asr, s2t.*: TypeError: .*unexpected keyword argument 'macaroni'",
+            r"cannot be built as asr: TypeError: .*unexpected keyword argument 'macaroni'\n$",
         ),
         (
             CONFORMER.replace("r: conformer", "r: conbimamba"),
-            "built as asr, s2t.*: UnusedOptionError: conbimamba has no option attention_heads",
+            r"cannot be built as asr: conbimamba has no option attention_heads \(given: 2\): "
+            r"[^;]*; remove the line\n$",
+        ),
+        (
+            "encoder: conbimamba\nencoder_conf: {fusoin: add}\n",
+            r"cannot be built as asr: encoder_conf='fusoin' is not possible: allowed is an option "
+            r"of conbimamba\. Did you mean fusion\?\n$",
         ),
     ],
 )
@@ -153,6 +161,78 @@ def test_bad_files_are_named(failure, text, message):
     err = failure(text)
     assert "train.yaml: " in err
     assert re.search(message, err)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "told"),
+    [
+        (CONFORMER, [], "5,000 tokens, assumed: --vocab-size N takes another number"),
+        (CONFORMER, ["--vocab-size", "30"], "30 tokens"),
+        (f"token_list: [<blank>, a, <sos/eos>]\n{CONFORMER}", [], "3 tokens"),
+        (
+            f"# Parameters: 40.79 M with 5,626 tokens, paper 41.59 M\n{CONFORMER}",
+            [],
+            "5,626 tokens, as the YAML's first lines say",
+        ),
+        (f"# Parameters: 1.00 M, 30 tokens\n{CONFORMER}", ["--vocab-size", "9"], "9 tokens"),
+    ],
+)
+def test_the_number_of_tokens_and_where_it_is_from_are_told(
+    tmp_path, capsys, text, arguments, told
+):
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    assert main(["params", str(path), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"task asr, {told}"
+    tokens = int(told.partition(" ")[0].replace(",", ""))
+    (ctc,) = [line.split()[1] for line in lines if line.startswith("ctc")]
+    assert ctc == f"{17 * tokens:,}"
+
+
+def test_a_model_without_vocabulary_has_no_tokens(capsys):
+    assert main(["params", "mini_an4/mamba"]) == 0
+    assert capsys.readouterr().out.startswith("task enh\n")
+
+
+def test_a_name_of_ours_stands_for_its_file(capsys):
+    assert main(["params", "mini_an4/conbimamba", "--vocab-size", "30"]) == 0
+    by_name = capsys.readouterr().out
+    assert main(["params", str(CONF / "train_asr_conbimamba.yaml"), "--vocab-size", "30"]) == 0
+    assert by_name == capsys.readouterr().out
+
+
+def test_a_name_is_a_file_where_there_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini_an4").mkdir()
+    (tmp_path / "mini_an4" / "conbimamba").write_text(CONFORMER)
+    assert main(["params", "mini_an4/conbimamba", "--vocab-size", "50"]) == 0
+    (mixer,) = re.findall(r"(?m)^    mixer +(\S+)", capsys.readouterr().out)
+    assert mixer == f"{3 * MIXER:,}"
+
+
+@pytest.mark.parametrize("name", ["mini_an4/conbimanba", "exp/config"])
+def test_what_is_neither_a_name_nor_a_file_is_refused(name, capsys):
+    assert main(["params", name]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"espnet-bimamba: NAME={name!r} is not possible: allowed is a file, or a name that "
+        "`espnet-bimamba conf list` prints."
+    )
+
+
+def test_a_yaml_that_is_not_there_is_no_name(capsys):
+    assert main(["params", "mini_an4/conbimamba.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "espnet-bimamba: mini_an4/conbimamba.yaml: cannot be read: No such file or directory\n"
+    )
+
+
+def test_a_transducer_without_its_loss_is_told_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", None)
+    assert main(["params", "librispeech_100/conextbimamba_transducer"]) == 2
+    err = capsys.readouterr().err
+    assert "cannot be built as asr: ModuleNotFoundError: " in err
+    assert "; the transducer's loss is no package of pip's: bash installers/" in err
 
 
 STOCK = Path(__file__).resolve().parents[2] / ".cache" / f"espnet-{recipes.installed_version()}"
@@ -178,10 +258,9 @@ def test_stock_yamls_of_other_tasks_find_theirs(capsys, yaml, task):
 
 
 def test_an_espnet3_yaml_has_the_parameters_of_its_espnet2_form(capsys):
-    conf = Path(__file__).resolve().parents[2] / "conf" / "mini_an4"
-    assert main(["params", str(conf / "espnet3" / "training_conbimamba.yaml")]) == 0
+    assert main(["params", str(CONF / "espnet3" / "training_conbimamba.yaml")]) == 0
     third = capsys.readouterr().out
-    assert main(["params", str(conf / "train_asr_conbimamba.yaml"), "--vocab-size", "30"]) == 0
+    assert main(["params", str(CONF / "train_asr_conbimamba.yaml"), "--vocab-size", "30"]) == 0
     assert third == capsys.readouterr().out
 
 
@@ -224,8 +303,12 @@ def test_reasons_of_several_tasks_are_told_apart():
     )
 
 
-def test_a_vocabulary_needs_a_positive_size(capsys):
+@pytest.mark.parametrize("option", ["--vocab-size", "--input-size"])
+@pytest.mark.parametrize("value", ["x", "1", "-3", "2.5", ""])
+def test_a_size_is_an_integer_of_at_least_two(option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["params", "x.yaml", "--vocab-size", "0"])
+        main(["params", "x.yaml", f"{option}={value}"])
     assert stopped.value.code == 2
-    assert "0 is less than 2" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        f"argument {option}: {value!r} is not possible: allowed is an integer of at least 2\n"
+    )
