@@ -1,6 +1,7 @@
 """The command ``espnet-bimamba``: one module for each subcommand."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,9 @@ from espnet_bimamba.cli import conf, doctor, params, recipes, zoo
 from espnet_bimamba.errors import BiMambaError
 
 SUBCOMMANDS = (doctor, params, conf, recipes, zoo)
+
+#: What the system says where there is no place for what is printed.
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 EXAMPLES = """\
 examples:
@@ -29,9 +33,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 for a check that says no, 2 for bad input, 141 where
-        nobody reads what is printed, as after ``| head``.
+        The exit status: 0 for success, 1 for a check that says no, 2 for bad input and for what
+        cannot be printed, 141 where nobody reads what is printed, as after ``| head``.
     """
+    parser = build_parser()
+    try:
+        try:
+            args = parser.parse_args(argv)
+            return int(args.run(args))
+        finally:
+            # What goes wrong here can still be told; Python flushes once more at its end.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _print_no_more()
+        return 128 + signal.SIGPIPE
+    except BiMambaError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_PLACE:
+            raise
+        _print_no_more()
+        print(f"{parser.prog}: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="espnet-bimamba",
         description="Bidirectional Mamba encoders for ESPnet.",
@@ -42,15 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for subcommand in SUBCOMMANDS:
         subcommand.add_parser(subparsers)
-    args = parser.parse_args(argv)
-    try:
-        status = int(args.run(args))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except BiMambaError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return status
+    return parser
+
+
+def _print_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
