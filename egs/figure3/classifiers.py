@@ -117,4 +117,4 @@ def trained(design: Design, points: Points, training: Training, seed: int) -> Cl
 def accuracy(model: Classifier, points: Points) -> float:
     """Return the share of the points that are on their side of the boundary."""
     right = (model(points.xy) > 0) == (points.labels > 0.5)
-    return cast(float, right.float().mean().item())
+    return cast(float, right.double().mean().item())

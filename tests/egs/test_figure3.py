@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.egs.programs import modules_of
+from tests.egs.programs import HOME, modules_of
 
 POINTS = 40_000
 
@@ -149,6 +149,60 @@ def test_a_small_classifier_learns_the_blobs_and_a_seed_fixes_it(figure3):
     assert 0.95 < first.test_accuracy < 0.985
 
 
+def test_a_seed_draws_the_initial_weights(figure3):
+    points = figure3.BOUNDARIES["blobs"](100, torch.Generator().manual_seed(0))
+    still = figure3.Training(updates=1, learning_rate=0.0)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = figure3.Classifier(figure3.Design(layers=0)).state_dict()
+        torch.manual_seed(0)
+        found = figure3.trained(figure3.Design(layers=0), points, still, seed).state_dict()
+        assert all(found[name].equal(value) for name, value in expected.items())
+
+
+def test_the_rate_falls_linearly_to_zero(figure3, monkeypatch):
+    rates = []
+
+    class Adam(torch.optim.Adam):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    points = figure3.BOUNDARIES["blobs"](100, torch.Generator().manual_seed(0))
+    training = figure3.Training(updates=4, learning_rate=0.2)
+    figure3.trained(figure3.Design(layers=0), points, training, 0)
+    assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05])
+
+
+def test_the_feed_forward_network_bends_by_relu(figure3):
+    ffn = figure3.Classifier(figure3.Design(ffn=True)).layers[0].feed_forward
+    x = torch.randn(5, 1, 16)
+    with torch.no_grad():
+        hidden = x @ ffn.w_1.weight.T + ffn.w_1.bias
+        expected = hidden.clamp(min=0) @ ffn.w_2.weight.T + ffn.w_2.bias
+        assert (hidden < -0.1).any()
+        torch.testing.assert_close(ffn(x), expected)
+
+
+def test_a_classifier_is_trained_on_some_points_and_tested_on_others(figure3, monkeypatch):
+    train = figure3.Points(torch.tensor([[1.0, 0], [2, 0], [-1, 0], [3, 0]]), torch.ones(4))
+    test = figure3.Points(torch.tensor([[1.0, 0], [-2, 0]]), torch.ones(2))
+    learnt = []
+
+    def rule(design, points, training, seed):
+        learnt.append((points, seed))
+        return lambda xy: xy[:, 0]
+
+    monkeypatch.setattr(figure3, "data", lambda *_: (train, test))
+    monkeypatch.setattr(figure3, "trained", rule)
+    job = ("row", figure3.Design(), "blobs", 3)
+    found, grid = figure3.outcome(job, figure3.Training())
+    assert found == figure3.Outcome("row", "blobs", 3, train_accuracy=0.75, test_accuracy=0.5)
+    assert learnt == [(train, 3)]
+    assert grid is None
+
+
 def test_a_grid_has_a_row_for_each_second_coordinate(figure3):
     grid = figure3.shares(lambda xy: xy[:, 1])
     edge = 1 / (1 + math.exp(-2.5))
@@ -206,16 +260,71 @@ def test_the_program_writes_table_outcomes_and_pictures(figure3, tmp_path, monke
     assert table in printed
     assert "\n| BiMamba + FFN against | blobs | spirals | checkerboard |\n" in table
     assert printed.endswith(" s of CPU time\n")
-    written = json.loads((tmp_path / "outcomes.json").read_text())
+    written = json.loads((tmp_path / "figure3.json").read_text())
     assert written["training"] == {
         "points": 1000,
         "batch": 100,
         "updates": 2,
         "learning_rate": 0.01,
     }
-    assert len(written["outcomes"]) == 6
+    outcomes = [figure3.Outcome(**outcome) for outcome in written["outcomes"]]
+    assert {(o.row, o.boundary, o.seed) for o in outcomes} == {
+        (row, boundary, 0) for row in drawn for boundary in figure3.BOUNDARIES
+    }
+    assert table == f"{figure3.table(outcomes, few)}\n\n{figure3.gains(outcomes)}\n"
     assert (tmp_path / "figure3.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "figure3.svg").read_text().count("<image") >= 6
+
+
+def published(figure3, name):
+    """Return what the program wrote when the page was made: settings and outcomes."""
+    written = json.loads((HOME / "docs/plots" / name).read_text())
+    return written["training"], [figure3.Outcome(**outcome) for outcome in written["outcomes"]]
+
+
+FILES = {"figure3.json": False, "figure3-variations.json": True}
+
+
+@pytest.mark.parametrize(("name", "variations"), FILES.items())
+def test_the_page_was_made_with_the_default_settings(figure3, name, variations):
+    training, outcomes = published(figure3, name)
+    assert training == dataclasses.asdict(figure3.Training())
+    assert [(o.row, o.boundary, o.seed) for o in outcomes] == [
+        (row, boundary, seed)
+        for row in figure3.rows(variations)
+        for boundary in figure3.BOUNDARIES
+        for seed in range(figure3.SEEDS)
+    ]
+
+
+def test_the_page_holds_the_tables_of_its_outcomes(figure3):
+    _, outcomes = published(figure3, "figure3.json")
+    page = (HOME / "docs/figure3.md").read_text()
+    assert f"\n\n{figure3.table(outcomes, figure3.rows())}\n\n" in page
+    assert f"\n\n{figure3.gains(outcomes)}\n\n" in page
+
+
+def test_the_page_holds_the_rows_of_its_variations(figure3):
+    main = figure3.rows()
+    more = {row: design for row, design in figure3.rows(True).items() if row not in main}
+    _, outcomes = published(figure3, "figure3-variations.json")
+    page = (HOME / "docs/figure3.md").read_text()
+    assert f"\n\n{figure3.table(outcomes, more)}\n\n" in page
+
+
+def test_the_page_counts_the_seeds_in_which_the_network_helps(figure3):
+    _, outcomes = published(figure3, "figure3.json")
+    reached = {(o.row, o.boundary, o.seed): 100 * o.test_accuracy for o in outcomes}
+    counts = [
+        sum(
+            round(reached["BiMamba + FFN", boundary, s] - reached["BiMamba", boundary, s], 1) > 0
+            for s in range(figure3.SEEDS)
+        )
+        for boundary in ("spirals", "checkerboard")
+    ]
+    page = (HOME / "docs/figure3.md").read_text().replace("\n", " ")
+    first, second = (f"{count} of {figure3.SEEDS}" for count in counts)
+    assert f"(spirals in {first} seeds, checkerboard in {second})" in page
 
 
 def test_options_that_mean_nothing_are_refused(figure3, capsys):
