@@ -24,6 +24,7 @@ SCLITE = shutil.which("sclite") or shutil.which("sclite", path=recipes.DEBIAN_SC
     [
         ("我去KTV唱K歌", "我 去 ktv 唱 k 歌"),
         ("ｉ’ｍ　ＯＫ，２ 个！", "i'm ok 2 个"),
+        ("i\u02bcm o\u2018clock", "i'm o'clock"),
         ("'quoted' students' rock'n'roll it´s", "quoted students rock'n'roll it s"),
         ("Wi-Fi, e.g. A&B a_b c++ 50%", "wi fi e g a b a b c 50"),
         ("100块 4S店 3.5 二〇一九 2019", "100 块 4s 店 3 5 二 〇 一 九 2019"),
@@ -258,7 +259,7 @@ def experiment(tmp_path):
 def test_two_files_as_a_table_and_as_json(experiment, capsys):
     files = [str(experiment / "dump/raw/test/text"), str(experiment / "exp/asr_x/decode/test/text")]
     assert scoring.main(files) == 0
-    assert capsys.readouterr().out == TABLE.format(files[1])
+    assert capsys.readouterr() == (TABLE.format(files[1]), "")
     assert scoring.main([*files, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)[files[1]]
     assert found["mer"]["rate"] == 0.5
@@ -267,6 +268,16 @@ def test_two_files_as_a_table_and_as_json(experiment, capsys):
     }  # fmt: skip
     assert found["wer"]["rate"] is None
     assert (found["sentences"], found["wrong_sentences"], found["missing"]) == (2, 1, [])
+
+
+def test_utterances_without_hypothesis_are_told(experiment, capsys):
+    reference = experiment / "dump/raw/test/text"
+    hypothesis = experiment / "exp/asr_x/decode/test/text"
+    hypothesis.write_text("")
+    assert scoring.main([str(reference), str(hypothesis)]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"{hypothesis}: no hypothesis for 2 utterances, u1 the first\n"
+    assert f"|{hypothesis}|MER, mixed|2|4|0|0|4|0|4|100.0|2|\n" in out
 
 
 def test_an_experiment_is_scored_whole(experiment, capsys):
