@@ -2,10 +2,12 @@
 
 ``zoo check`` has a fresh interpreter run this file as a script, so that nothing of this package
 is imported but what ESPnet itself finds: ``python -I probe.py MODEL.zip SPEECH.wav REPORT.json``.
+ESPnet finds no more either than it would in a new environment, see :mod:`fresh`, beside this file.
 """
 
 import contextlib
 import json
+import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -112,4 +114,6 @@ def _names(loaded: Any) -> set[str]:
 
 if __name__ == "__main__":
     archive, speech, out = map(Path, sys.argv[1:])
+    # By its path: `python -I` does not look for modules here, and imports none of this package.
+    runpy.run_path(str(Path(__file__).with_name("fresh.py")))["hide_others"]()
     out.write_text(json.dumps(asdict(probe(archive, speech))))
