@@ -10,7 +10,7 @@ import csv
 import importlib.util
 import inspect
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, DistributionFinder
@@ -81,16 +81,16 @@ def installed() -> Installed:
     return found
 
 
-def required(found: Installed, wanted: Iterable[str] = WANTED) -> set[str]:
-    """Return the names of what is wanted and of all that it requires, here and without extras.
+def required(found: Installed) -> set[str]:
+    """Return the names of :data:`WANTED` and of all that the two require, here, without extras.
 
     Raises:
-        PackageNotFoundError: Something wanted is not installed.
+        PackageNotFoundError: One of them is not installed.
     """
-    for name in wanted:
+    for name in WANTED:
         if name not in found:
             raise metadata.PackageNotFoundError(name)
-    pending, seen = [(name, "") for name in wanted], set()
+    pending, seen = [(name, "") for name in WANTED], set()
     while pending:
         name, extra = pending.pop()
         if name not in found or (name, extra) in seen:
