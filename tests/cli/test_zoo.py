@@ -2,10 +2,16 @@
 
 import io
 import json
+import os
+import pickle
+import re
 import shlex
 import stat
+import subprocess
+import sys
 import zipfile
 from contextlib import chdir
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +19,8 @@ import soundfile
 import torch
 import yaml
 from espnet2.main_funcs.pack_funcs import UnsafeArchiveMemberError, pack, unpack
-from espnet2.tasks.asr import ASRTask
+from espnet2.tasks.asr import ASRTask, encoder_choices
+from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from espnet_model_zoo.downloader import ModelDownloader
 from huggingface_hub import ModelCard
 
@@ -23,6 +30,7 @@ from espnet_bimamba.cli.zoo import archive, card, check, probe
 from espnet_bimamba.errors import PackedModelError
 from espnet_bimamba.registry import ENCODERS
 
+DOCS = Path(__file__).parents[2] / "docs/zoo.md"
 EXP = "exp/asr_tiny"
 STATS = "exp/stats/feats_stats.npz"
 OPTIONS = """\
@@ -40,14 +48,18 @@ normalize: global_mvn
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A model that heard nothing yet, packed as stage 14 packs."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return pack_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def pack_tiny(folder, **options):
     defaults = vars(ASRTask.get_parser().parse_args([]))
     config = defaults | yaml.safe_load(OPTIONS) | {"normalize_conf": {"stats_file": STATS}}
+    config |= options
     with chdir(folder):
         (folder / EXP).mkdir(parents=True)
         (folder / STATS).parent.mkdir()
         np.savez(STATS, count=4, sum=np.zeros(20), sum_square=np.full(20, 4.0))
-        (folder / EXP / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+        (folder / EXP / "config.yaml").write_text(yaml_no_alias_safe_dump(config))
         (folder / EXP / "RESULTS.md").write_text("# RESULTS\n|dataset|Err|\n|---|---|\n|test|3|\n")
         torch.manual_seed(0)
         model, _ = ASRTask.build_model_from_file(f"{EXP}/config.yaml")
@@ -220,7 +232,29 @@ def of_config(**options):
     return {f"{EXP}/config.yaml": lambda config: config.update(options)}
 
 
+#: Read as YAML, ten lists of ten: 10^10 items in the last, and all of them in its text.
+ALIASES = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    + ["encoder: *a9", "espnet: *a9"]
+)
+CONFIG = f"{EXP}/config.yaml"
 CONTRADICTIONS = [
+    ({CONFIG: ALIASES}, (), "configuration", "is not valid YAML: found an alias, which ESPnet"),
+    ({"meta.yaml": ALIASES}, (), "meta.yaml", "is not valid YAML: found an alias, which ESPnet"),
+    # 10,000 digits, which Python does not write out, and what takes the longer to read.
+    ({CONFIG: "a: 0x" + "f" * 10**4}, (), "configuration", "found a number of 10002 characters"),
+    ({CONFIG: "a: 1" + ":1" * 10**6}, (), "configuration", "found a number of 2000001 characters"),
+    ({CONFIG: "a: 1" + ":1" * 10**6 + ".0"}, (), "configuration", "number of 2000003 characters"),
+    ({CONFIG: "a: !!bool x"}, (), "configuration", "is not valid YAML: 'x'"),
+    ({CONFIG: "a: !!timestamp x"}, (), "configuration", "is not valid YAML: 'NoneType' object"),
+    ({}, [("a/" * 501, "")], "archive", "... is a name of 1002 characters, more than 1000"),
+    (
+        {CONFIG: spoil_meta("encoder", "x" * 10**6)},
+        (),
+        "configuration",
+        f"encoder is '{'x' * 199}..., none of ours",
+    ),
     ({"meta.yaml": None}, (), "meta.yaml", "is not at the top of the archive"),
     ({"meta.yaml": "["}, (), "meta.yaml", "is not valid YAML"),
     ({"meta.yaml": "[]"}, (), "meta.yaml", "holds a list, not a mapping"),
@@ -228,18 +262,18 @@ CONTRADICTIONS = [
     ({"meta.yaml": spoil_meta("files", {})}, (), "meta.yaml", "has no asr_model_file in files"),
     ({"meta.yaml": spoil_meta("espnet", "202511")}, (), "meta.yaml", "with espnet 202511; ours"),
     ({f"{EXP}/1epoch.pth": None}, (), "meta.yaml", "1epoch.pth', which is not in the archive"),
-    ({STATS: None}, (), "configuration", f"normalize_conf.stats_file: {STATS} is not in the"),
+    ({STATS: None}, (), "configuration", f"normalize_conf.stats_file is '{STATS}', not in the"),
     (
         {f"{EXP}/config.yaml": spoil_meta("encoder", "conformer")},
         (),
         "configuration",
-        f"encoder: conformer is none of ours, which are {', '.join(ENCODERS)}",
+        f"encoder is 'conformer', none of ours: {', '.join(ENCODERS)}",
     ),
     (
         {f"{EXP}/config.yaml": lambda c: c.update(token_type="bpe", bpemodel="/home/me/bpe.model")},
         (),
         "configuration",
-        "bpemodel: /home/me/bpe.model is not in the archive",
+        "bpemodel is '/home/me/bpe.model', not in the archive; inference reads it",
     ),
     ({}, [("RESULTS.md", "1"), ("RESULTS.md", "2")], "archive", "'RESULTS.md' is in it more than"),
     ({}, [("exp//asr_tiny/./config.yaml", "")], "archive", f"'{EXP}/config.yaml' is in it more"),
@@ -248,22 +282,39 @@ CONTRADICTIONS = [
     ({}, [("x/", ""), ("x", "")], "archive", "'x' is a file in it, and a folder for 'x/'"),
     ({"meta.yaml": "[" * 500}, (), "meta.yaml", "is not valid YAML"),
     ({"meta.yaml": "espnet: 2026-99-99"}, (), "meta.yaml", "is not valid YAML"),
-    ({"meta.yaml": spoil_meta("files", {"asr_model_file": [1]})}, (), "meta.yaml", "[1], which is"),
+    (
+        {"meta.yaml": spoil_meta("files", {"asr_model_file": [1]})},
+        (),
+        "meta.yaml",
+        "is a list, which is not in",
+    ),
     (
         of_config(normalize_conf=["x"]),
         (),
         "configuration",
-        "normalize_conf is ['x'], not a mapping",
+        "normalize_conf is a list, not a mapping",
     ),
-    (of_config(frontend_conf=[1]), (), "configuration", "frontend_conf is [1], not a mapping"),
+    (of_config(frontend_conf=[1]), (), "configuration", "frontend_conf is a list, not a mapping"),
     (of_config(encoder_conf="x"), (), "configuration", "encoder_conf is 'x', not a mapping"),
-    (of_config(encoder=["x"]), (), "configuration", "encoder: ['x'] is none of ours"),
+    (of_config(encoder=["x"]), (), "configuration", "encoder is a list, none of ours"),
     (of_config(frontend_conf={"fs": "abc"}), (), "configuration", "frontend_conf.fs is 'abc', no"),
     (of_config(frontend_conf={"fs": 10**12}), (), "configuration", "is 1000000000000, no number"),
-    (of_config(frontend_conf={"fs": [8]}), (), "configuration", "frontend_conf.fs is [8], no"),
-    (of_config(token_type="bpe", bpemodel=5), (), "configuration", "bpemodel: 5 is not in the"),
-    (of_config(token_list={"a": 1}), (), "configuration", "token_list: {'a': 1} is not in the"),
-    (of_config(normalize_conf={"stats_file": [1]}), (), "configuration", "stats_file: [1] is not"),
+    (
+        of_config(frontend_conf={"fs": "9" * 400}),
+        (),
+        "configuration",
+        "99..., no number of samples",
+    ),
+    (of_config(frontend_conf={"fs": 10**90}), (), "configuration", "0000, no number of samples"),
+    (of_config(frontend_conf={"fs": [8]}), (), "configuration", "frontend_conf.fs is a list, no"),
+    (of_config(token_type="bpe", bpemodel=5), (), "configuration", "bpemodel is 5, not in the"),
+    (of_config(token_list={"a": 1}), (), "configuration", "token_list is a dict, not in"),
+    (
+        of_config(normalize_conf={"stats_file": [1]}),
+        (),
+        "configuration",
+        "stats_file is a list, not in",
+    ),
 ]
 
 
@@ -285,13 +336,106 @@ def test_an_archive_that_contradicts_itself_is_named(
     assert reason in capsys.readouterr().err
 
 
+def test_espnet_writes_no_aliases():
+    """Why a configuration with one is refused."""
+    twice = ["valid", "acc", "max"]
+    written = yaml_no_alias_safe_dump({"best_model_criterion": [twice], "early_stopping": twice})
+    assert "&" in yaml.safe_dump([twice, twice])
+    assert "&" not in written
+    assert "*" not in written
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("conformer", "'conformer'"),
+        ("a\nb\x1b[0m\u202e", r"'a\nb\x1b[0m\u202e'"),
+        ("x" * 1000, f"'{'x' * 199}..."),
+        (16000, "16000"),
+        (None, "None"),
+        ([["x"]], "a list"),
+        ({"a": "x"}, "a dict"),
+    ],
+)
+def test_of_what_an_archive_holds_only_words_are_shown(value, words):
+    assert archive.shown(value) == words
+
+
+@pytest.mark.parametrize(
+    ("noted", "shown"), [(["x"], "?"), (None, "?"), ("²", "²"), (202611, "202611")]
+)
+def test_versions_are_shown_if_they_are_such(tiny, spoilt, capsys, seen, noted, shown):
+    path = spoilt({"meta.yaml": edited(tiny, "meta.yaml", spoil_meta("espnet", noted))})
+    main(["zoo", "check", str(path)])
+    assert f"made with espnet {shown}, torch {torch.__version__}\n" in capsys.readouterr().out
+    main(["zoo", "card", str(path), "-o", str(path.with_name("card.md"))])
+    written = "(version not noted)" if shown == "?" else shown
+    assert f"(https://github.com/espnet/espnet/) {written}, with torch {torch.__version__}." in (
+        path.with_name("card.md").read_text()
+    )
+
+
+FORGED = "2\nok      loading        \x1b[2K\r\u2028ok\u202e x"
+SHOWN = r"2 ok      loading        \x1b[2K  ok\u202e x"
+
+
+def test_an_archive_writes_no_line_of_its_own_into_the_list(tiny, spoilt, capsys, seen):
+    seen[False] = probe.Report(step="load", error=f"OSError: {FORGED}")
+    meta = edited(tiny, "meta.yaml", spoil_meta("torch", FORGED))
+    path = spoilt({"meta.yaml": meta}, added=[(FORGED, "")])
+    main(["zoo", "card", str(path), "-o", str(path.with_name("card.md"))])
+    assert f", with torch {SHOWN}.\n" in path.with_name("card.md").read_text()
+    capsys.readouterr()
+    main(["zoo", "check", str(path)])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert [line[8:23].strip() for line in lines[:-2]] == list(check.NAMES)
+    assert lines[1].endswith(f", torch {SHOWN}")
+    assert lines[4] == f"FAILED  loading        OSError: {SHOWN}"
+    assert all(char.isprintable() for char in out.replace("\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [
+        ({}, [(f"/{FORGED}", "")]),
+        ({}, [(FORGED, ""), (FORGED, "")]),
+        ({"meta.yaml": f'"{FORGED[:1]}\\n{FORGED[2:10]}'}, []),
+        ({"meta.yaml": spoil_meta("files", {"asr_model_file": FORGED})}, []),
+        ({"meta.yaml": spoil_meta("files", {"asr_model_file": "meta.yaml", FORGED: "x"})}, []),
+        ({CONFIG: spoil_meta("encoder", FORGED)}, []),
+        (of_config(frontend_conf={"fs": FORGED}), []),
+        (of_config(token_list=FORGED), []),
+        (
+            {"meta.yaml": spoil_meta("yaml_files", {"asr_train_config": f"{FORGED}.yaml"})},
+            [(f"{FORGED}.yaml", "[]")],
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_refusal_is_one_line_whatever_is_refused(
+    tiny, spoilt, no_process, capsys, changes, added
+):
+    changes = {
+        member: edited(tiny, member, change) if callable(change) else change
+        for member, change in changes.items()
+    }
+    path = spoilt(changes, added)
+    assert main(["zoo", "card", str(path)]) == 2
+    assert main(["zoo", "check", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert len(out.splitlines()) == len(check.NAMES) + 2
+    assert all(char.isprintable() for char in (out + err).replace("\n", ""))
+
+
 LM = "exp/lm/config.yaml"
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("token_list: /etc/passwd", "token_list: /etc/passwd is not in the archive, and inference"),
+        ("token_list: /etc/passwd", "token_list is '/etc/passwd', not in the archive; inference"),
         ("[]", "holds a list, not a mapping"),
     ],
 )
@@ -332,7 +476,7 @@ def test_another_meta_yaml_that_comes_first_is_refused(tiny, tmp_path, verdict, 
         for info in old.infolist():
             new.writestr(info.filename, old.read(info))
     assert unpack(path, tmp_path / "out") == {}
-    assert "ESPnet would read exp/meta.yaml" in verdict(path)[1]["meta.yaml"]
+    assert "ESPnet would read 'exp/meta.yaml'" in verdict(path)[1]["meta.yaml"]
 
 
 def test_a_damaged_archive_is_refused(packed, verdict, no_process):
@@ -342,6 +486,62 @@ def test_a_damaged_archive_is_refused(packed, verdict, no_process):
     data[info.header_offset + 200] ^= 1
     packed.write_bytes(data)
     assert f"'{EXP}/1epoch.pth' is damaged" in verdict(packed)[1]["archive"]
+
+
+def packed_so(method, *, spoil=lambda data, info: None):
+    """An archive of one member, packed by a method, with some bytes spoilt."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        info = zipfile.ZipInfo("é")
+        info.compress_type = method
+        file.writestr(info, bytes(range(256)) * 40)
+    data = bytearray(made.getvalue())
+    spoil(data, data.index(b"PK\1\2"))
+    return bytes(data)
+
+
+def spoil_data(data, directory):
+    data[36:76] = b"\xff" * 40
+
+
+def spoil_bytes(local, central, value):
+    """Overwrite a field of both headers of the member."""
+
+    def spoil(data, directory):
+        data[local : local + len(value)] = value
+        data[directory + central : directory + central + len(value)] = value
+
+    return spoil
+
+
+def longer(data, directory):
+    data[directory + 20 : directory + 28] = b"\xff\xff\x0f\0" * 2
+
+
+UNREADABLE = {
+    "encrypted": (zipfile.ZIP_STORED, spoil_bytes(6, 8, b"\1\x08"), "is encrypted, password"),
+    "deflated": (zipfile.ZIP_DEFLATED, spoil_data, "Error -3 while decompressing data"),
+    "lzma": (zipfile.ZIP_LZMA, spoil_data, "Invalid or unsupported options"),
+    "bzip2": (zipfile.ZIP_BZIP2, spoil_data, "Invalid data stream"),
+    "of an unknown kind": (zipfile.ZIP_STORED, spoil_bytes(8, 10, b"\x09"), "not supported"),
+    "too short": (zipfile.ZIP_STORED, longer, "cannot be read: "),
+    "of a name": (zipfile.ZIP_STORED, spoil_bytes(30, 46, b"\xff"), "codec can't decode"),
+}
+
+
+@pytest.mark.parametrize(("method", "spoil", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_unpacked_is_refused(
+    tmp_path, verdict, no_process, capsys, method, spoil, reason
+):
+    path = tmp_path / "model.zip"
+    path.write_bytes(packed_so(method))
+    assert archive.safe_members(path) == ("é",), "as long as it is not spoilt"
+    path.write_bytes(packed_so(method, spoil=spoil))
+    failed = verdict(path)[1]
+    assert failed["archive"].startswith("cannot be read: ")
+    assert reason in failed["archive"]
+    assert main(["zoo", "card", str(path)]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_what_is_no_archive_is_refused(tmp_path, verdict, no_process):
@@ -407,7 +607,10 @@ def test_a_model_with_card_is_in_order(packed, capsys, seen):
     assert lines[-1] == "In order."
     assert "encoder: conbimamba; packed: normalize_conf.stats_file" in out
     assert "heard 'A B'" in out
-    assert f"for the card to say: {REFUSED.error}" in out
+    assert lines[7] == (
+        "ok      without us     ESPnet stops at --encoder conbimamba; "
+        "which package has it is for the card to say"
+    )
 
 
 SPOILT_REPORTS = [
@@ -447,6 +650,14 @@ def test_without_us_it_must_fail_by_naming_the_encoder(packed, verdict, seen, re
     assert detail in verdict(packed)[1]["without us"]
 
 
+def test_espnet_makes_its_message_of_its_own_table_and_the_name():
+    """Why the card has to name the package."""
+    with pytest.raises(ValueError, match="must be one of") as raised:
+        encoder_choices.get_class("no_encoder")
+    shown = f"--encoder must be one of {encoder_choices.choices()}: --encoder no_encoder"
+    assert str(raised.value) == shown
+
+
 @pytest.mark.parametrize(
     ("rate", "channels", "shown"),
     [(16000, 1, "1 channels, 16000 Hz"), (8000, 2, "2 channels, 8000 Hz")],
@@ -460,9 +671,14 @@ def test_speech_that_does_not_fit_is_refused(packed, tmp_path, capsys, seen, rat
     assert "allowed is one channel at 8000 Hz" in err
 
 
-def test_speech_that_is_not_there_is_refused(packed, tmp_path, capsys, seen):
+def test_speech_that_is_not_there_is_refused_before_anything_is_checked(
+    packed, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(archive, "safe_members", lambda _: pytest.fail("it was checked"))
     assert main(["zoo", "check", str(packed), "--wav", str(tmp_path / "none.wav")]) == 2
-    assert "allowed is a sound file" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"--wav='{tmp_path}/none.wav' is not possible: allowed is a sound file" in err
 
 
 @pytest.fixture
@@ -503,6 +719,36 @@ def test_the_probe_sees_weights_that_espnet_would_replace_by_chance(tiny, spoilt
     assert report.unexpected == ["no.such"]
 
 
+def test_the_probe_takes_the_words_beside_those_of_intermediate_ctc(tiny, tmp_path_factory, probed):
+    path = pack_tiny(
+        tmp_path_factory.mktemp("interctc"),
+        encoder_conf={
+            **yaml.safe_load(OPTIONS)["encoder_conf"],
+            "num_blocks": 2,
+            "interctc_layer_idx": [1],
+        },
+        model_conf={"interctc_weight": 0.5},
+    )
+    report = probed(path)
+    assert report.error is None
+    assert isinstance(report.text, str)
+
+
+@pytest.mark.parametrize(
+    ("asked", "noted"),
+    [({}, True), ({"weights_only": None}, True), ({"weights_only": False}, False)],
+)
+def test_the_probe_notes_what_torch_was_asked_for_and_reads_weights(tmp_path, asked, noted):
+    torch.save({"x": torch.ones(2)}, tmp_path / "weights.pth")
+    torch.save({"x": Malicious(tmp_path / "executed")}, tmp_path / "code.pth")
+    with probe._watched_loads() as loads:
+        read = torch.load(tmp_path / "weights.pth", **asked)
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            torch.load(tmp_path / "code.pth", **asked)
+    assert loads == [(noted, read)]
+    assert not (tmp_path / "executed").exists()
+
+
 class Malicious:
     """Touches a file when it is unpickled."""
 
@@ -536,6 +782,34 @@ def test_a_fresh_process_gets_nothing_that_would_help_or_harm(monkeypatch, tmp_p
     assert variables["ESPNET_BIMAMBA_BACKEND"] == "reference", "as it was asked for"
     assert (variables["HOME"], variables["XDG_CACHE_HOME"]) == (str(tmp_path), "/cache")
     assert check._environment(tmp_path, disabled=True)[check.DISABLE] == "1"
+
+
+@pytest.fixture
+def something_to_read():
+    """Standard input of this process is something that is not empty, as a terminal's is."""
+    before, (reader, writer) = os.dup(0), os.pipe()
+    os.write(writer, b"yes\n")
+    os.close(writer)
+    os.dup2(reader, 0)
+    os.close(reader)
+    yield
+    os.dup2(before, 0)
+    os.close(before)
+
+
+def test_the_process_is_kept_from_this_environment(
+    packed, monkeypatch, tmp_path, something_to_read
+):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "seen = sys.flags.isolated, os.getcwd() == os.environ['HOME'], os.listdir(), "
+        "sys.stdin.read()\n"
+        "open(sys.argv[3], 'w').write(json.dumps({'text': repr(seen)}))\n"
+    )
+    monkeypatch.setattr(probe, "__file__", str(script))
+    report = check._in_fresh_process(packed, packed, disabled=False)
+    assert report.text == repr((1, True, [], ""))
 
 
 def test_a_process_that_dies_says_its_last_words(packed, monkeypatch, tmp_path):
@@ -688,6 +962,13 @@ def test_no_card_is_written_for_an_unsafe_archive(spoilt, capsys):
     assert f"{path}: '../climbs' points outside" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("licence", ["", " "])
+def test_a_card_has_a_licence(packed, capsys, licence):
+    assert main(["zoo", "card", str(packed), "--license", licence]) == 2
+    assert f"--license={licence!r} is not possible: allowed is a licence" in capsys.readouterr().err
+    assert "README.md" not in zipfile.ZipFile(packed).namelist()
+
+
 def test_a_repo_has_an_owner(packed, capsys):
     assert main(["zoo", "card", str(packed), "--repo", "tiny"]) == 2
     assert "--repo='tiny' is not possible: allowed is OWNER/NAME" in capsys.readouterr().err
@@ -698,3 +979,28 @@ def test_the_error_carries_its_part(packed):
     with pytest.raises(PackedModelError) as raised:
         archive.read(packed)
     assert (raised.value.path, raised.value.part) == (packed, "archive")
+
+
+HF = {" ".join(words.split()) for words in re.findall(r"`hf ((?:[a-z]+ ?)+)", DOCS.read_text())}
+
+
+def test_the_hub_commands_of_the_guide_are_there(tmp_path):
+    assert {"auth login", "repos create", "upload"} == HF
+    program = (
+        "from importlib.metadata import entry_points\n"
+        "(hf,) = entry_points(group='console_scripts', name='hf')\n"
+        "hf.load()()\n"
+    )
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HOME": str(tmp_path)}
+    for command in HF:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command.split(), "--help"],
+            env=os.environ | quiet,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{command} [OPTIONS]" in done.stdout
+        if command == "auth login":
+            assert "--add-to-git-credential" in done.stdout

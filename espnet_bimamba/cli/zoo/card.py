@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from espnet_bimamba import __version__
-from espnet_bimamba.cli.zoo.archive import README, PackedModel
+from espnet_bimamba.cli.zoo.archive import README, PackedModel, noted_version, one_line
 from espnet_bimamba.errors import OptionError, PackedModelError
 from espnet_bimamba.files import draft_of
 from espnet_bimamba.registry import OLDEST_ESPNET
@@ -61,6 +61,9 @@ class Labels:
     source: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.license.strip():
+            allowed = f"a licence that the Hugging Face Hub knows, for example {LICENSE}"
+            raise OptionError("--license", self.license, allowed)
         if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
             raise OptionError("--repo", self.repo, "OWNER/NAME of the Hugging Face Hub")
         if self.source is not None and not _is_for_others(self.source):
@@ -81,7 +84,8 @@ def guessed_corpus(path: Path) -> str | None:
 
 def guessed_language(model: PackedModel) -> str | None:
     """Return the recipe's ``--lang``, which is part of the path of its tokens' model."""
-    found = re.match(r"data/(\w+)_token_list/", str(model.config.get("bpemodel")))
+    tokens = model.config.get("bpemodel")
+    found = re.match(r"data/(\w+)_token_list/", tokens) if isinstance(tokens, str) else None
     return found[1] if found else None
 
 
@@ -197,9 +201,13 @@ def _front(labels: Labels) -> str:
 
 def _origin(model: PackedModel, labels: Labels) -> str:
     using = f"using the {labels.corpus} recipe " if labels.corpus else ""
+    espnet, torch = (
+        one_line(noted_version(model.meta, name) or "(version not noted)")
+        for name in ("espnet", "torch")
+    )
     return (
         f"This model was trained {using}in [ESPnet](https://github.com/espnet/espnet/) "
-        f"{model.meta.get('espnet', '')}, with torch {model.meta.get('torch', '(not noted)')}."
+        f"{espnet}, with torch {torch}."
     )
 
 

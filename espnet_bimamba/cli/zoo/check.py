@@ -56,9 +56,12 @@ def checks(path: Path, wav: Path | None = None) -> Iterator[Check]:
 
     Raises:
         PackedModelError: There is no such file.
-        OptionError: ``wav`` does not fit the model.
+        OptionError: ``wav`` is no sound file, or does not fit the model.
     """
-    found = _checks(archive.existing(path), wav)
+    archive.existing(path)
+    if wav is not None:
+        _sound(wav)  # before the first check, of which there may be minutes
+    found = _checks(path, wav)
     check = next(found, None)
     for name in NAMES:
         if check is None or check.name != name:
@@ -76,7 +79,9 @@ def _checks(path: Path, wav: Path | None) -> Iterator[Check]:
         yield Check(step, True, f"{len(members)} files, all inside and intact, none of them a link")
         step = "meta.yaml"
         meta = archive.read_meta(path, members)
-        packed_with = ", ".join(f"{name} {meta.get(name, '?')}" for name in ("espnet", "torch"))
+        packed_with = ", ".join(
+            f"{name} {archive.noted_version(meta, name) or '?'}" for name in ("espnet", "torch")
+        )
         yield Check(step, True, f"all that it names is packed; made with {packed_with}")
         step = "configuration"
         config = archive.read_config(path, members, meta)
@@ -154,7 +159,7 @@ def _judge_without(report: probe.Report, model: PackedModel) -> Check:
     return Check(
         name,
         True,
-        f"ESPnet names the encoder, which package has it is for the card to say: {report.error}",
+        f"ESPnet stops at --encoder {model.encoder}; which package has it is for the card to say",
     )
 
 
@@ -204,16 +209,22 @@ def _noise(rate: int, folder: Path) -> Path:
     return folder / "noise.wav"
 
 
-def _check_speech(wav: Path, model: PackedModel) -> None:
+def _sound(wav: Path) -> tuple[int, int]:
+    """Return the channels and the samples a second of a sound file."""
     import soundfile
 
     try:
         found = soundfile.info(wav)
     except (RuntimeError, OSError) as error:
         raise OptionError("--wav", str(wav), f"a sound file ({error})") from error
-    if (found.channels, found.samplerate) != (1, model.sampling_rate):
+    return found.channels, found.samplerate
+
+
+def _check_speech(wav: Path, model: PackedModel) -> None:
+    channels, rate = _sound(wav)
+    if (channels, rate) != (1, model.sampling_rate):
         raise OptionError(
             "--wav",
-            f"{wav} ({found.channels} channels, {found.samplerate} Hz)",
+            f"{wav} ({channels} channels, {rate} Hz)",
             f"one channel at {model.sampling_rate} Hz, as the model was trained",
         )
