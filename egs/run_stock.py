@@ -25,6 +25,7 @@ from pathlib import Path
 import yaml
 
 from espnet_bimamba import recipes, scoring
+from espnet_bimamba.cli.params import REMEDIES
 from espnet_bimamba.cli.recipes import warn_of_missing
 from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
 from espnet_bimamba.files import write_whole
@@ -188,10 +189,8 @@ def _warn_of_transducer(options: list[str]) -> None:
         return
     if importlib.util.find_spec("warprnnt_pytorch") is None:
         print(
-            "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: the "
-            "transducer's loss. It is no package of pip's: bash "
-            "installers/install_warp-transducer.sh in tools/ builds it, which all working copies "
-            "share.",
+            "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: "
+            f"{REMEDIES['warprnnt_pytorch']}.",
             file=sys.stderr,
         )
 

@@ -32,8 +32,8 @@ WRITTEN_BY_ESPNET = {"distributed", "version"}
 # Modules that ESPnet's models import and that pip does not bring.
 REMEDIES = {
     "warprnnt_pytorch": "the transducer's loss is no package of pip's: bash "
-    "installers/install_warp-transducer.sh in tools/ of a working copy, which `espnet-bimamba "
-    "recipes get` makes, builds it",
+    "installers/install_warp-transducer.sh builds it, in tools/ of a working copy, which all "
+    "copies share and `espnet-bimamba recipes get` makes",
 }
 
 # Where the parts of a block go in the table; a name that is not here stands for itself.

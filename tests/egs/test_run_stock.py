@@ -187,8 +187,9 @@ def test_a_transducer_without_its_loss_is_warned_of_before_anything_runs(
     assert done.options, "it may be data that is prepared here"
     assert (
         "warning: warprnnt_pytorch is not here, and stages 10 to 12 will fail without it: the "
-        "transducer's loss. It is no package of pip's: bash installers/install_warp-transducer.sh "
-        "in tools/ builds it, which all working copies share.\n"
+        "transducer's loss is no package of pip's: bash installers/install_warp-transducer.sh "
+        "builds it, in tools/ of a working copy, which all copies share and `espnet-bimamba "
+        "recipes get` makes.\n"
     ) in done.err
     mine = tmp_path / "mine.yaml"
     for text in (
