@@ -1,0 +1,201 @@
+"""What is left of the speech in an encoder's layers: how much their output varies over time.
+
+A stack in which that dies out hears the noise of its own dropout instead. Its loss is then lower
+with dropout, as in training, than without.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+from document import markdown, put
+from runs import ResultsError, table, trainings
+
+from espnet_bimamba.errors import BiMambaError
+
+PROGRAM = "egs/so762/spread.py"
+AVERAGED = "valid.cer_ctc.ave.pth"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An utterance: its ``(1, samples)`` and the ``(1, tokens)`` that were said."""
+
+    speech: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model makes of some clips.
+
+    Attributes:
+        loss: The CTC loss of a clip, mean over the clips.
+        spread: Of each layer's output, :func:`spread_over_time`, mean over the clips.
+    """
+
+    loss: float
+    spread: list[float]
+
+
+def spread_over_time(frames: torch.Tensor) -> float:
+    """Return the share of the deviation that is left when each channel's mean is taken away.
+
+    Args:
+        frames: ``(length, dim)``.
+
+    Returns:
+        1 where the channels' means over time are equal, 0 where no frame differs from another.
+    """
+    total = (frames - frames.mean()).square().mean().sqrt()
+    over_time = (frames - frames.mean(dim=0)).square().mean().sqrt()
+    return float(over_time / total) if total else 0.0
+
+
+@torch.inference_mode()
+def listen(model: torch.nn.Module, clips: Sequence[Clip], dropout: bool) -> Heard:
+    """Let a model in evaluation mode hear clips one by one, with its dropout at work or without.
+
+    Args:
+        model: An ``ESPnetASRModel`` whose ``encoder`` has ``encoders``, its layers.
+        clips: What is heard.
+        dropout: Whether dropout is as in training; all else is as in evaluation.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train(dropout)
+    torch.manual_seed(0)
+    losses, spreads = [], []
+    for clip in clips:
+        with _outputs(model.get_submodule("encoder.encoders")) as outputs:
+            losses.append(_loss(model, clip))
+        spreads.append([spread_over_time(output) for output in outputs])
+    by_layer = zip(*spreads, strict=True)
+    return Heard(statistics.mean(losses), [statistics.mean(layer) for layer in by_layer])
+
+
+def _loss(model: torch.nn.Module, clip: Clip) -> float:
+    lengths = [torch.tensor([part.shape[1]]) for part in (clip.speech, clip.tokens)]
+    loss, _, _ = model(
+        speech=clip.speech, speech_lengths=lengths[0], text=clip.tokens, text_lengths=lengths[1]
+    )
+    return float(loss)
+
+
+@contextlib.contextmanager
+def _outputs(layers: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Give a list that fills with each layer's ``(length, dim)`` as the layers are called."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(layer: torch.nn.Module, given: Any, output: Any) -> None:
+        while isinstance(output, tuple):  # the mask, and the embedding of positions
+            output = output[0]
+        outputs.append(output[0])
+
+    handles = [layer.register_forward_hook(keep) for layer in layers.children()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def load(folder: Path) -> tuple[torch.nn.Module, list[str]]:
+    """Return a training's averaged model and its tokens.
+
+    Args:
+        folder: Of the training, in the ``exp`` of its recipe.
+
+    Raises:
+        ResultsError: The training has not ended.
+    """
+    from espnet2.tasks.asr import ASRTask
+
+    if not (folder / AVERAGED).exists():
+        raise ResultsError(f"{folder} holds no {AVERAGED}: the training has not ended")
+    # The configuration names its statistics from the recipe's folder.
+    with contextlib.chdir(folder.parents[1]):
+        model, args = ASRTask.build_model_from_file(
+            str(folder / "config.yaml"), str(folder / AVERAGED), "cpu"
+        )
+    return model, args.token_list
+
+
+def clips(recipe: Path, tokens: list[str], count: int) -> list[Clip]:
+    """Return the first utterances of the dev set.
+
+    Args:
+        recipe: The folder that holds ``dump``.
+        tokens: The vocabulary.
+        count: How many there are at the most.
+
+    Raises:
+        ResultsError: A file is missing.
+    """
+    from espnet2.text.build_tokenizer import build_tokenizer
+    from espnet2.text.token_id_converter import TokenIDConverter
+
+    dev = recipe / "dump/raw/dev"
+    sounds, texts = table(dev / "wav.scp"), table(dev / "text")
+    split, numbers = build_tokenizer("char").text2tokens, TokenIDConverter(tokens).tokens2ids
+    found = []
+    for name in sorted(texts)[:count]:
+        samples, _ = soundfile.read(recipe / sounds[name], dtype="float32")
+        said = numbers(split(texts[name]))
+        found.append(Clip(torch.from_numpy(samples)[None], torch.tensor([said])))
+    return found
+
+
+def report(recipe: Path, count: int) -> str:
+    """Return the table of all trainings that have ended."""
+    rows = []
+    for name, seed, folder in trainings(recipe, "asr"):
+        if (folder / AVERAGED).exists():
+            model, tokens = load(folder.absolute())
+            heard = clips(recipe, tokens, count)
+            quiet, noisy = (listen(model, heard, dropout) for dropout in (False, True))
+            cells = [f"{value:.1f}" for value in (quiet.loss, noisy.loss)]
+            cells += [f"{100 * of.spread[0]:.0f}" for of in (quiet, noisy)]
+            rows.append([name, str(seed), *cells])
+    head = ["loss", "with dropout", "variation in the first layer, %", "with dropout"]
+    return markdown(["model", "seed", *head], rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the table; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0] if __doc__ else "",
+        epilog="example: python egs/so762/spread.py --into docs/results.md",
+    )
+    parser.add_argument(
+        "recipe",
+        type=Path,
+        nargs="?",
+        default=Path("exp/so762/egs2/so762/asr1"),
+        help="the working copy that run.sh made; default: %(default)s",
+    )
+    parser.add_argument("--clips", type=int, default=100, help="of dev; default: %(default)s")
+    parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        text = report(args.recipe, args.clips)
+        if args.into:
+            put(text, args.into, PROGRAM)
+        print(text)
+    except (BiMambaError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
