@@ -254,7 +254,7 @@ STOCK = Path(__file__).resolve().parents[2] / ".cache" / f"espnet-{recipes.insta
 )
 def test_stock_yamls_of_other_tasks_find_theirs(capsys, yaml, task):
     assert main(["params", str(STOCK / yaml)]) == 0
-    assert capsys.readouterr().out.startswith(f"task {task}\n")
+    assert re.match(rf"task {task}(, |\n)", capsys.readouterr().out)
 
 
 def test_an_espnet3_yaml_has_the_parameters_of_its_espnet2_form(capsys):
