@@ -24,7 +24,7 @@ from espnet_bimamba.files import save_figure
 sys.path.append(str(Path(__file__).resolve().parents[1] / "so762"))
 from bootstrap import DRAWS, Array, Resampling, interval
 from document import markdown, put
-from runs import ResultsError, best_epoch, epoch_lines, training_log, trainings
+from runs import ResultsError, add_recipe, best_epoch, epoch_lines, training_log, trainings
 
 PROGRAM = "egs/se/results.py"
 
@@ -354,13 +354,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0] if __doc__ else "",
         epilog="example: python egs/se/results.py exp/so762_se/egs2/se/enh1 --plots plots/se",
     )
-    parser.add_argument(
-        "recipe",
-        type=Path,
-        nargs="?",
-        default=Path("exp/so762_se/egs2/se/enh1"),
-        help="the working copy that run.sh made; default: %(default)s",
-    )
+    add_recipe(parser, default="exp/so762_se/egs2/se/enh1")
     parser.add_argument("--set", default="test", help="the set that was scored; %(default)s")
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     parser.add_argument("--plots", type=Path, help="curves and spectrograms: how they begin")

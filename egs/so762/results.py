@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from bootstrap import DRAWS, Array, Resampling, interval
 from document import markdown, put
-from runs import SETS, ResultsError, Run, Text, read_all, units
+from runs import SETS, ResultsError, Run, Text, add_recipe, read_all, units
 
 from espnet_bimamba.errors import BiMambaError
 from espnet_bimamba.files import save_figure
@@ -266,13 +266,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="example: python egs/so762/results.py --into docs/results.md "
         "--plot docs/plots/so762-curves",
     )
-    parser.add_argument(
-        "recipe",
-        type=Path,
-        nargs="?",
-        default=Path("exp/so762/egs2/so762/asr1"),
-        help="the working copy that run.sh made; default: %(default)s",
-    )
+    add_recipe(parser, default="exp/so762/egs2/so762/asr1")
     parser.add_argument("--baseline", default="conformer", help="default: %(default)s")
     parser.add_argument("--by", choices=["utterance", "speaker"], default="utterance")
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")

@@ -1,5 +1,6 @@
 """Reads what ESPnet's ``asr.sh`` leaves of a training: its log, and what the model heard."""
 
+import argparse
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,17 @@ class Run:
     epochs: list[Epoch]
     best: int | None
     texts: dict[str, Text]
+
+
+def add_recipe(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the argument that names the working copy whose trainings are read."""
+    parser.add_argument(
+        "recipe",
+        type=Path,
+        nargs="?",
+        default=Path(default),
+        help="the working copy that run.sh made; default: %(default)s",
+    )
 
 
 def trainings(recipe: Path, task: str) -> list[tuple[str, int, Path]]:

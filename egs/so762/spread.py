@@ -16,7 +16,7 @@ from typing import Any
 import soundfile
 import torch
 from document import markdown, put
-from runs import ResultsError, table, trainings
+from runs import ResultsError, add_recipe, table, trainings
 
 from espnet_bimamba.errors import BiMambaError
 
@@ -175,13 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__.partition("\n")[0] if __doc__ else "",
         epilog="example: python egs/so762/spread.py --into docs/results.md",
     )
-    parser.add_argument(
-        "recipe",
-        type=Path,
-        nargs="?",
-        default=Path("exp/so762/egs2/so762/asr1"),
-        help="the working copy that run.sh made; default: %(default)s",
-    )
+    add_recipe(parser, default="exp/so762/egs2/so762/asr1")
     parser.add_argument("--clips", type=int, default=100, help="of dev; default: %(default)s")
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     args = parser.parse_args(argv)
