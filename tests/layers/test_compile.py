@@ -13,9 +13,6 @@ from tests.tolerances import assert_close
 DTYPE = torch.float32
 LENGTHS = torch.tensor([40, 13, 0])
 OTHERS = [name for name in MIXERS if name != "mamba"]
-# Each takes seconds: test-quick has one of each kind.
-STATIC = pytest.param(False, marks=pytest.mark.slow, id="static")
-DYNAMIC = pytest.mark.parametrize("dynamic", [pytest.param(True, id="dynamic"), STATIC])
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +34,16 @@ def check_same(mixer: nn.Module, other: nn.Module, x: Tensor, *lengths: Tensor) 
 
 
 @every_mixer
-@DYNAMIC
-def test_a_layer_is_one_graph(case, dynamic):
-    mixer = case.build(16, dtype=DTYPE)
+def test_a_layer_is_one_graph(case):
+    check_one_graph(case.build(16, dtype=DTYPE), dynamic=True)
+
+
+@pytest.mark.slow
+def test_a_layer_is_one_graph_for_a_single_size():
+    check_one_graph(MIXERS["extbimamba_concat"].build(16, dtype=DTYPE), dynamic=False)
+
+
+def check_one_graph(mixer: nn.Module, *, dynamic: bool) -> None:
     x = inputs(3, 40, 16, dtype=DTYPE)
     x[1, 13:] = float("nan")
     x[2] = float("inf")
@@ -55,18 +59,22 @@ def test_a_layer_without_lengths_is_one_graph(case):
     check_same(compiled(mixer), mixer, inputs(3, 40, 16, dtype=DTYPE))
 
 
+# Each takes seconds: test-quick has one of them.
 @pytest.mark.parametrize(
     "case",
     [MIXERS["mamba"], *(pytest.param(MIXERS[name], marks=pytest.mark.slow) for name in OTHERS)],
     ids=["mamba", *OTHERS],
 )
-@pytest.mark.parametrize(
-    "dtype",
-    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
-    ids=["bfloat16", "float16"],
-)
-def test_autocast(case, dtype):
-    mixer = case.build(16, dtype=DTYPE)
+def test_autocast(case):
+    check_autocast(case.build(16, dtype=DTYPE), torch.bfloat16)
+
+
+@pytest.mark.slow
+def test_autocast_to_float16():
+    check_autocast(MIXERS["mamba"].build(16, dtype=DTYPE), torch.float16)
+
+
+def check_autocast(mixer: nn.Module, dtype: torch.dtype) -> None:
     run = compiled(mixer)
     x = inputs(3, 40, 16, dtype=DTYPE)
     with torch.autocast("cpu", dtype):
