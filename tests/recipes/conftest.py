@@ -15,6 +15,7 @@ from espnet_bimamba import recipes
 HOME = Path(__file__).resolve().parents[2]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Let pytest-xdist give one process what shares a trained model, else a file."""
     shared = ("overfitted", "overfitted3")
