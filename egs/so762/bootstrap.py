@@ -28,18 +28,36 @@ class Resampling:
         )
         # How often each utterance is in each draw.
         self.weights = drawn[:, group_of].astype(np.float64)
+        self._of_seeds = np.random.default_rng(seed + 1)
 
     def rates(self, errors: Array, lengths: Array) -> Array:
         """Return the error rate on each draw, all errors over all lengths.
 
         Args:
-            errors: ``(utterances,)``; over several seeds, their mean.
+            errors: ``(utterances,)``.
             lengths: ``(utterances,)``, of the references.
 
         Returns:
             ``(draws,)``.
         """
         return (self.weights @ errors) / (self.weights @ lengths)
+
+    def rates_of_seeds(self, errors: Array, lengths: Array) -> Array:
+        """Return a model's error rate on each draw, where its seeds are drawn, too.
+
+        Each draw takes as many seeds as there are, with replacement, for each model anew: seeds of
+        two models have nothing in common. Of one seed it is :meth:`rates`.
+
+        Args:
+            errors: ``(seeds, utterances)``.
+            lengths: ``(utterances,)``, of the references.
+
+        Returns:
+            ``(draws,)``, the mean of the rates of the seeds drawn.
+        """
+        rates = np.stack([self.rates(of_seed, lengths) for of_seed in errors])
+        drawn = self._of_seeds.integers(len(rates), size=rates.shape)
+        return np.take_along_axis(rates, drawn, axis=0).mean(axis=0)
 
 
 def interval(values: Array) -> tuple[float, float]:

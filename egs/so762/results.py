@@ -46,8 +46,8 @@ class Scored:
         return statistics.mean(self.of_seeds)
 
     def drawn(self, resampling: Resampling) -> Array:
-        """Return the mean of the seeds' error rates on each draw."""
-        return resampling.rates(self.errors.mean(axis=0), self.lengths)
+        """Return the mean of the seeds' error rates on each draw, of utterances and of seeds."""
+        return resampling.rates_of_seeds(self.errors, self.lengths)
 
 
 def scored(texts: Sequence[Text], kind: str) -> Scored:
@@ -83,13 +83,13 @@ class Results:
     Args:
         runs: The trainings.
         baseline: The model that others are compared with.
-        by: What is resampled: ``utterance`` or ``speaker``.
+        by: What is resampled: ``speaker`` or ``utterance``.
 
     Raises:
         ResultsError: The baseline was not trained.
     """
 
-    def __init__(self, runs: list[Run], baseline: str, by: str = "utterance") -> None:
+    def __init__(self, runs: list[Run], baseline: str, by: str = "speaker") -> None:
         self.models: dict[str, list[Run]] = {}
         for run in sorted(runs, key=lambda run: (run.model != baseline, run.model, run.seed)):
             self.models.setdefault(run.model, []).append(run)
@@ -136,7 +136,9 @@ def _with_interval(results: Results, model: str, name: str, kind: str) -> str:
     found, resampling = results.scored(model, name, kind), results.resampling(name)
     if found is None or resampling is None:
         return "-"
-    return f"{100 * found.rate:.1f} {_range(interval(found.drawn(resampling)))}"
+    count, trained = len(found.errors), len(results.models[model])
+    note = f", {count} of {trained} seeds" if count < trained else ""
+    return f"{100 * found.rate:.1f} {_range(interval(found.drawn(resampling)))}{note}"
 
 
 def _range(limits: tuple[float, float], sign: str = "") -> str:
@@ -165,8 +167,10 @@ def _difference(results: Results, model: str, name: str, kind: str) -> str:
 
 
 def trainings(results: Results) -> str:
-    """Return the table of trainings: size, epochs, time, the best epoch, errors on test."""
-    head = ["model", "seed", "parameters", "epochs", "seconds an epoch", "best dev CER", "in epoch"]
+    """Return the table of trainings: size, time, losses, the best epoch, errors on test."""
+    head = ["model", "seed", "parameters", "epochs", "seconds an epoch"]
+    head += ["last training loss", "last dev loss", "lowest", "in epoch"]
+    head += ["best dev CER", "in epoch"]
     runs = [run for found in results.models.values() for run in found]
     rows = [
         [run.model, str(run.seed), run.parameters, *_course(run), *_on_test(run)] for run in runs
@@ -176,11 +180,13 @@ def trainings(results: Results) -> str:
 
 def _course(run: Run) -> list[str]:
     if not run.epochs:
-        return ["0", "-", "-", "-"]
+        return ["0", *["-"] * 7]
     spent = statistics.median(epoch.seconds for epoch in run.epochs)
+    last, lowest = run.epochs[-1], min(run.epochs, key=lambda epoch: epoch.dev_loss)
+    losses = [f"{loss:.1f}" for loss in (last.train_loss, last.dev_loss, lowest.dev_loss)]
     rates = {epoch.number: f"{100 * epoch.dev_cer:.1f}" for epoch in run.epochs}
     best = [rates[run.best], str(run.best)] if run.best in rates else ["-", "-"]
-    return [str(len(run.epochs)), f"{spent:.0f}", *best]
+    return [str(len(run.epochs)), f"{spent:.0f}", *losses, str(lowest.number), *best]
 
 
 def _on_test(run: Run) -> list[str]:
@@ -208,7 +214,7 @@ def _spread(rates: list[float]) -> str:
 
 def report(results: Results) -> str:
     """Return all tables under their headings."""
-    drawn = f"95 % bootstrap intervals over {DRAWS} draws of {results.by}s"
+    drawn = f"95 % bootstrap intervals, {DRAWS} draws of {results.by}s and of the model's seeds"
     parts = {
         f"Error rates in per cent, mean over the seeds ({drawn})": error_rates(results),
         f"Difference to {results.baseline} in points, paired ({drawn})": differences(results),
@@ -219,27 +225,32 @@ def report(results: Results) -> str:
 
 
 def draw(results: Results, stem: Path) -> list[Path]:
-    """Draw the dev set's CER by epoch, one line a training, as PNG and SVG; return the files."""
+    """Draw CER and loss on dev by epoch, one line a training, as PNG and SVG; return the files."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for index, (model, runs) in enumerate(results.models.items()):
         for run in runs:
-            axes.plot(
-                [epoch.number for epoch in run.epochs],
-                [100 * epoch.dev_cer for epoch in run.epochs],
-                label=model if run is runs[0] else None,
-                color=plt.get_cmap("tab10")(index % 10),
-                linestyle="--" if model == results.baseline else "-",
-                linewidth=1.2,
-            )
-    axes.set(xlabel="epoch", ylabel="dev CER in %, greedy CTC", title="so762, each training")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+            numbers = [epoch.number for epoch in run.epochs]
+            rates = [100 * epoch.dev_cer for epoch in run.epochs]
+            losses = [epoch.dev_loss for epoch in run.epochs]
+            for axes, course in zip(panels, (rates, losses), strict=True):
+                axes.plot(
+                    numbers,
+                    course,
+                    label=model if run is runs[0] else None,
+                    color=plt.get_cmap("tab10")(index % 10),
+                    linestyle="--" if model == results.baseline else "-",
+                    linewidth=1.2,
+                )
+    for axes, label in zip(panels, ("dev CER in %, greedy CTC", "dev loss"), strict=True):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[1].legend(fontsize=8)
+    figure.suptitle("so762, each training")
     return save_figure(figure, stem, dpi=100)
 
 
@@ -268,7 +279,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_recipe(parser, default="exp/so762/egs2/so762/asr1")
     parser.add_argument("--baseline", default="conformer", help="default: %(default)s")
-    parser.add_argument("--by", choices=["utterance", "speaker"], default="utterance")
+    parser.add_argument("--by", choices=["speaker", "utterance"], default="speaker")
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     parser.add_argument("--plot", type=Path, help="draw the curves: a path without its suffix")
     return parser.parse_args(argv)

@@ -30,11 +30,16 @@ class Epoch:
 
     Attributes:
         number: From 1 on.
-        dev_cer: Of the greedy CTC output on the dev set, a share; the log has three decimals.
+        train_loss: Mean over the epoch's updates, with dropout and masks.
+        dev_loss: On the dev set, without.
+        dev_cer: Of the greedy CTC output on the dev set without spaces, a share; the log has three
+            decimals.
         seconds: Of training and validation together.
     """
 
     number: int
+    train_loss: float
+    dev_loss: float
     dev_cer: float
     seconds: float
 
@@ -84,6 +89,17 @@ def add_recipe(parser: argparse.ArgumentParser, default: str) -> None:
         default=Path(default),
         help="the working copy that run.sh made; default: %(default)s",
     )
+
+
+def positive(text: str) -> int:
+    """Read an option's number, which is 1 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
 
 
 def trainings(recipe: Path, task: str) -> list[tuple[str, int, Path]]:
@@ -167,10 +183,12 @@ def epochs(lines: Iterable[str]) -> list[Epoch]:
     """Read a training log's epochs; of one that was trained twice, the later.
 
     Raises:
-        ResultsError: An epoch's line lacks the error rate or the time.
+        ResultsError: An epoch's line lacks a loss, the error rate or the time.
     """
-    found = epoch_lines(lines, valid="cer_ctc")
-    return [Epoch(number, *found[number]) for number in sorted(found)]
+    lines = list(lines)
+    errors = epoch_lines(lines, valid="cer_ctc")
+    losses = epoch_lines(lines, train="loss", valid="loss")
+    return [Epoch(number, *losses[number][:2], *errors[number]) for number in sorted(errors)]
 
 
 def epoch_lines(lines: Iterable[str], **measures: str) -> dict[int, tuple[float, ...]]:

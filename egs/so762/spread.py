@@ -16,7 +16,7 @@ from typing import Any
 import soundfile
 import torch
 from document import markdown, put
-from runs import ResultsError, add_recipe, table, trainings
+from runs import ResultsError, add_recipe, positive, table, trainings
 
 from espnet_bimamba.errors import BiMambaError
 
@@ -117,15 +117,24 @@ def load(folder: Path) -> tuple[torch.nn.Module, list[str]]:
     Raises:
         ResultsError: The training has not ended.
     """
-    from espnet2.tasks.asr import ASRTask
-
     if not (folder / AVERAGED).exists():
         raise ResultsError(f"{folder} holds no {AVERAGED}: the training has not ended")
+    return _build(folder, folder / AVERAGED)
+
+
+def untrained(folder: Path, seed: int) -> torch.nn.Module:
+    """Return a training's model as it may have begun: initialised anew."""
+    torch.manual_seed(seed)
+    model, _ = _build(folder)
+    return model
+
+
+def _build(folder: Path, weights: Path | None = None) -> tuple[torch.nn.Module, list[str]]:
+    from espnet2.tasks.asr import ASRTask
+
     # The configuration names its statistics from the recipe's folder.
     with contextlib.chdir(folder.parents[1]):
-        model, args = ASRTask.build_model_from_file(
-            str(folder / "config.yaml"), str(folder / AVERAGED), "cpu"
-        )
+        model, args = ASRTask.build_model_from_file(folder / "config.yaml", weights, "cpu")
     return model, args.token_list
 
 
@@ -162,10 +171,14 @@ def report(recipe: Path, count: int) -> str:
             model, tokens = load(folder.absolute())
             heard = clips(recipe, tokens, count)
             quiet, noisy = (listen(model, heard, dropout) for dropout in (False, True))
-            cells = [f"{value:.1f}" for value in (quiet.loss, noisy.loss)]
-            cells += [f"{100 * of.spread[0]:.0f}" for of in (quiet, noisy)]
-            rows.append([name, str(seed), *cells])
-    head = ["loss", "with dropout", "variation in the first layer, %", "with dropout"]
+            first = listen(untrained(folder.absolute(), seed), heard, dropout=False)
+            losses = [f"{value:.1f}" for value in (quiet.loss, noisy.loss)]
+            shares = [
+                " ".join(f"{100 * share:.0f}" for share in of.spread)
+                for of in (quiet, noisy, first)
+            ]
+            rows.append([name, str(seed), *losses, *shares])
+    head = ["loss", "with dropout", "variation by layer, %", "with dropout", "untrained"]
     return markdown(["model", "seed", *head], rows)
 
 
@@ -176,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python egs/so762/spread.py --into docs/results.md",
     )
     add_recipe(parser, default="exp/so762/egs2/so762/asr1")
-    parser.add_argument("--clips", type=int, default=100, help="of dev; default: %(default)s")
+    parser.add_argument("--clips", type=positive, default=100, help="of dev; default: %(default)s")
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -16,6 +16,7 @@ from tests.egs.programs import modules_of
 
 SAID = {"s1-a": "AB CD", "s1-b": "ABC", "s2-a": "A"}
 SPEAKERS = {"s1-a": "s1", "s1-b": "s1", "s2-a": "s2"}
+LOSSES = {"train": 60.0, "valid": 90.0}  # in the first epoch; ESPnet logs three digits
 # By hand, on 5 + 3 + 1 = 9 characters (a space is one) and 2 + 1 + 1 = 4 words.
 HEARD = {
     "right": (SAID, "0.0", "0.0"),
@@ -27,8 +28,9 @@ HEARD = {
 
 @pytest.fixture(scope="module")
 def so762():
-    with modules_of("so762", "results", "runs", "bootstrap") as modules:
-        yield dict(zip(["results", "runs", "bootstrap"], modules, strict=True))
+    names = ["results", "runs", "bootstrap", "epoch"]
+    with modules_of("so762", *names) as modules:
+        yield dict(zip(names, modules, strict=True))
 
 
 @pytest.fixture
@@ -44,6 +46,11 @@ def runs(so762):
 @pytest.fixture
 def bootstrap(so762):
     return so762["bootstrap"]
+
+
+@pytest.fixture
+def epoch(so762):
+    return so762["epoch"]
 
 
 def write(path, lines):
@@ -65,7 +72,7 @@ def log_line(epoch, cer, training, validation):
             times = {"iter_time": 0.5, "train_time": 1.5} if key == "train" else {}
             # ESPnet's trainer leaves out what is None: in training there is no error rate.
             rate = {} if key == "train" or cer is None else {"cer_ctc": cer}
-            sub.register({**times, "loss_ctc": 12.5, **rate})
+            sub.register({**times, "loss_ctc": 12.5, "loss": LOSSES[key] / epoch, **rate})
             sub.next()
         reporter.stats[epoch][key]["time"] = datetime.timedelta(seconds=seconds)
     return f"[host] 2026-01-01 12:00:00,000 (trainer:392) INFO: {reporter.log_message(epoch)}"
@@ -120,9 +127,9 @@ def test_a_training_is_read_from_what_espnet_logs(runs, recipe):
     (run,) = runs.read_all(recipe)
     assert (run.model, run.seed, run.parameters, run.texts) == ("conextbimamba", 3, "2.00 M", {})
     assert run.epochs == [
-        runs.Epoch(1, 0.9, 75.0),
-        runs.Epoch(2, 0.5, 145.0),
-        runs.Epoch(3, 0.6, 215.0),
+        runs.Epoch(1, 60.0, 90.0, 0.9, 75.0),
+        runs.Epoch(2, 30.0, 45.0, 0.5, 145.0),
+        runs.Epoch(3, 20.0, 30.0, 0.6, 215.0),
     ]
 
 
@@ -214,18 +221,38 @@ def test_tables_name_the_baseline_first_and_average_seeds(results, runs, recipe)
     ]
 
 
-def test_each_draw_averages_the_seeds(results, runs, recipe):
+def test_each_draw_averages_seeds_that_are_drawn_too(bootstrap):
+    draws = bootstrap.Resampling(["a", "b"])
+    errors, lengths = np.array([[0.0, 0], [1, 1]]), np.ones(2)
+    first, second = (draws.rates_of_seeds(errors, lengths) for _ in range(2))
+    # Neither utterance matters; of two seeds one draws both, or one of them twice.
+    for rates in (first, second):
+        shares = [(rates == rate).mean() for rate in (0, 0.5, 1)]
+        assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05, "the same seeds for two models"
+    alone = draws.rates_of_seeds(np.array([[0.0, 1]]), lengths)
+    assert (alone == draws.rates(np.array([0.0, 1]), lengths)).all()
+
+
+def test_an_interval_over_seeds_is_wider(results, runs, recipe):
     train(recipe, "conformer", 1, SAID)
     train(recipe, "conformer", 2, HEARD["nothing"][0])
     found = results.Results(runs.read_all(recipe), "conformer")
-    assert "| conformer | 2 | 50.0 (50.0 to 50.0) |" in results.error_rates(found)
+    assert "| conformer | 2 | 50.0 (0.0 to 100.0) |" in results.error_rates(found)
 
 
-def test_what_is_drawn_is_the_utterance_or_on_demand_the_speaker(results, runs, recipe):
+def test_a_seed_that_was_not_decoded_is_told(results, runs, recipe):
+    train(recipe, "conformer", 1, SAID)
+    train(recipe, "conformer", 2)
+    found = results.Results(runs.read_all(recipe), "conformer")
+    assert "| conformer | 2 | 0.0 (0.0 to 0.0), 1 of 2 seeds |" in results.error_rates(found)
+
+
+def test_what_is_drawn_is_the_speaker_or_on_demand_the_utterance(results, runs, recipe):
     train(recipe, "conformer", 1, SAID)
     read = runs.read_all(recipe)
-    alone = results.Results(read, "conformer").resampling("test").weights
-    by_speaker = results.Results(read, "conformer", "speaker").resampling("test").weights
+    alone = results.Results(read, "conformer", "utterance").resampling("test").weights
+    by_speaker = results.Results(read, "conformer").resampling("test").weights
     assert (alone[:, 0] != alone[:, 1]).any()
     assert (by_speaker[:, 0] == by_speaker[:, 1]).all()
     assert (by_speaker[:, 0] + by_speaker[:, 2] == 2).all()
@@ -253,7 +280,8 @@ def test_each_training_has_its_course(results, runs, recipe):
     train(recipe, "conformer", 5, HEARD["one word less"][0])
     found = results.Results(runs.read_all(recipe), "conformer")
     _, _, row = cells(results.trainings(found))
-    assert row == ["conformer", "5", "2.00 M", "3", "145", "50.0", "2", "33.3", "25.0"]
+    losses = ["20.0", "30.0", "30.0", "3"]
+    assert row == ["conformer", "5", "2.00 M", "3", "145", *losses, "50.0", "2", "33.3", "25.0"]
 
 
 def test_the_best_epoch_is_that_of_the_kept_model(results, runs, recipe):
@@ -261,11 +289,12 @@ def test_the_best_epoch_is_that_of_the_kept_model(results, runs, recipe):
     folder = train(recipe, "conformer", 1, cers=(0.9, 0.5, 0.5), best=3)
     found = results.Results(runs.read_all(recipe), "conformer")
     _, _, row = cells(results.trainings(found))
-    assert row[5:7] == ["50.0", "3"]
+    assert row[9:11] == ["50.0", "3"]
     (folder / "valid.cer_ctc.best.pth").unlink()
     found = results.Results(runs.read_all(recipe), "conformer")
     _, _, row = cells(results.trainings(found))
-    assert row[3:7] == ["3", "145", "-", "-"]
+    assert row[3:5] == ["3", "145"]
+    assert row[9:11] == ["-", "-"]
 
 
 def test_the_program_puts_tables_between_the_markers(results, recipe, capsys):
@@ -280,8 +309,9 @@ def test_the_program_puts_tables_between_the_markers(results, recipe, capsys):
     assert text.startswith("# Ours\n\nbefore\n")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
-    assert "| conformer | 1 | 2.00 M | 3 | 145 | 50.0 | 2 | 0.0 | 0.0 |" in text
-    assert "| conformer | 1 | 2.00 M | 3 | 145 | 50.0 | 2 | 0.0 | 0.0 |" in capsys.readouterr().out
+    row = "| conformer | 1 | 2.00 M | 3 | 145 | 20.0 | 30.0 | 30.0 | 3 | 50.0 | 2 | 0.0 | 0.0 |"
+    assert row in text
+    assert row in capsys.readouterr().out
     assert plot.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in plot.with_suffix(".svg").read_text()
     assert results.main([str(recipe), "--into", str(page)]) == 0
@@ -293,6 +323,26 @@ def test_a_page_that_is_not_there_is_made(results, recipe):
     page = recipe / "docs/results.md"
     assert results.main([str(recipe), "--into", str(page)]) == 0
     assert page.read_text().startswith(f"# Results\n\n<!-- written by {results.PROGRAM} -->\n")
+
+
+def test_an_epoch_of_several_copies_is_put_between_its_own_markers(epoch, recipe, capsys):
+    train(recipe, "conformer", 1)
+    train(recipe / "other", "conformer", 2, cers=(0.8, 0.7))
+    train(recipe / "other", "bimamba", 1, cers=(0.8,))
+    page = recipe / "page.md"
+    markers = [f"<!-- written by {epoch.PROGRAM} {n} -->\nold\n<!-- end -->\n" for n in (1, 2)]
+    page.write_text("".join(markers))
+    assert epoch.main(["2", str(recipe), str(recipe / "other"), "--into", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed)[2:] == [
+        ["conformer", "1", "30.0", "45.0", "50.0", "145"],
+        ["conformer", "2", "30.0", "45.0", "70.0", "145"],
+    ]
+    assert page.read_text() == markers[0] + markers[1].replace("old", f"\n{printed}")
+    assert epoch.main(["4", str(recipe)]) == 2
+    assert "no training has finished epoch 4" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        epoch.main(["0", str(recipe)])
 
 
 def refused(results, capsys, *options):

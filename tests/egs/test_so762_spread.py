@@ -136,8 +136,12 @@ def test_the_program_tells_of_trainings_that_have_ended(spread, recipe, capsys, 
     quiet, noisy = (spread.listen(model, clips, dropout) for dropout in (False, True))
     assert len(quiet.spread) == SETTINGS["encoder_conf"]["num_blocks"]
     losses = f"{quiet.loss:.1f} | {noisy.loss:.1f}"
-    shares = f"{100 * quiet.spread[0]:.0f} | {100 * noisy.spread[0]:.0f}"
-    assert row == f"| ended | 1 | {losses} | {shares} |"
+    first = spread.listen(spread.untrained(recipe / "exp/asr_ended_seed1", 1), clips, False)
+    shares = [
+        " ".join(f"{100 * share:.0f}" for share in heard.spread) for heard in (quiet, noisy, first)
+    ]
+    assert row == f"| ended | 1 | {losses} | {' | '.join(shares)} |"
+    assert len(set(shares)) == 3
     assert noisy.spread[0] != quiet.spread[0]
     assert page.read_text().startswith(f"before\n<!-- written by {spread.PROGRAM} -->\n\n| model")
 
@@ -150,6 +154,20 @@ def test_the_loss_is_that_of_espnets_own_model(spread, recipe):
             clip.speech, torch.tensor([8000]), clip.tokens, torch.tensor([clip.tokens.shape[1]])
         )
     assert spread.listen(model, [clip], dropout=False).loss == pytest.approx(float(expected))
+
+
+def test_an_untrained_model_is_that_of_its_seed(spread, recipe):
+    folder = recipe / "exp/asr_ended_seed1"
+    again, same, other = (spread.untrained(folder, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(value, same[name]) for name, value in again.items())
+    assert any(not torch.equal(value, other[name]) for name, value in again.items())
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "1.5", "many"])
+def test_the_number_of_clips_is_from_one_on(spread, capsys, count):
+    with pytest.raises(SystemExit, match="2"):
+        spread.main([f"--clips={count}"])
+    assert f"must be a whole number from 1 on, not '{count}'" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said(spread, recipe, capsys):
