@@ -4,16 +4,11 @@ import re
 import subprocess
 
 import pytest
-import yaml
 
 from espnet_bimamba import recipes
 from espnet_bimamba.cli.recipes import RECIPES
-from tests.egs.programs import load
 
 pytestmark = pytest.mark.recipe
-
-run_stock = load("egs/run_stock.py")
-
 
 ESPNET3 = "librispeech_100/esp2_asr"
 
@@ -51,14 +46,6 @@ def test_the_espnet3_recipe_starts_no_program(tree):
     assert programs
     assert not [file for file in programs if re.search(r"subprocess|os\.system", file.read_text())]
     assert RECIPES[ESPNET3].needs == ()
-
-
-@pytest.mark.parametrize("name", run_stock.RECIPES)
-def test_the_baselines_are_files_of_the_recipe(tree, name):
-    conf = tree / "egs2" / name / "asr1" / "conf"
-    for model, file in run_stock.RECIPES[name].baselines.items():
-        config = yaml.safe_load((conf / file).read_text())
-        assert model.startswith(config["encoder"]), (model, file)
 
 
 def test_speed_perturbation_asks_for_sox_and_scoring_for_sclite(tree):
