@@ -1,6 +1,7 @@
 """Runs ESPnet's own, unchanged recipe with one of our models, in a working copy of it.
 
 What is not listed below goes to ESPnet's run.sh as it is, for example ``--stage 10 --ngpu 2``;
+Training takes one GPU, of mini_an4 none: say ``--ngpu N`` for another number.
 ``--stage`` counts as ESPnet does: 1-5 prepare data, 10 collects statistics, 11 trains, 12
 decodes, 13 scores, 14 packs (with ``--skip_packing false``; SEAME's run.sh stops at 13 unless
 ``--stop_stage`` says otherwise). Decoding uses no language model unless you say ``--use_lm
@@ -44,6 +45,7 @@ class Stock:
         task: ESPnet's name of the recipe's folder.
         model: The model that is run if none is named.
         baselines: Name of a model -> ESPnet's own YAML for it, in the recipe's ``conf``.
+        ngpu: GPUs that are asked for: each recipe of ESPnet asks for its own number.
         options: What comes before the user's options.
         without_lm: What comes before them too, unless the user asks for a language model.
         tell: Tells a working copy where the corpus lies, or None where it comes with the recipe.
@@ -55,6 +57,7 @@ class Stock:
     task: str = "asr1"
     model: str = "conextbimamba"
     baselines: dict[str, str] = field(default_factory=dict)
+    ngpu: int = 1
     options: tuple[str, ...] = ()
     without_lm: tuple[str, ...] = ("--use_lm", "false")
     tell: Callable[[Path, Path], None] | None = None
@@ -85,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.corpus:
             _tell(stock, work, args.recipe, args.corpus)
         os.chdir(work)
-        given = [f"--{stock.kind}_config", config, *stock.options]
+        given = [f"--{stock.kind}_config", config, "--ngpu", str(stock.ngpu), *stock.options]
         if stock.kind == "asr":
             given += ["--inference_asr_model", _best_model(Path(config))]
             given += _decoding(args.recipe, stock, model, options)
@@ -328,7 +331,8 @@ RECIPES = {
     # Its YAMLs are made to memorise a few utterances in a minute, without a GPU.
     "mini_an4": Stock(
         model="conbimamba",
-        options=("--ngpu", "0", "--skip_packing", "false", "--test_sets", "train_dev test"),
+        ngpu=0,
+        options=("--skip_packing", "false", "--test_sets", "train_dev test"),
     ),
     "vctk_noisy": Stock(task="enh1", model="extbimamba3", tell=_in_db_sh("NOISY_SPEECH")),
 }

@@ -1,10 +1,12 @@
 """What every test can use: which backends are asked for, poisoned memory, visible GPU gaps."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from espnet_bimamba import recipes
 from espnet_bimamba.ops.backends import BACKENDS, Call
 from tests import triton_interpreter
 
@@ -89,6 +91,16 @@ def device(backend):
     if serves_cpu(backend):
         return "cpu"
     return BACKENDS[backend].devices[0]
+
+
+@pytest.fixture(scope="session")
+def tree():
+    """The stock recipes, which no test fetches itself."""
+    path = Path(__file__).parents[1] / ".cache" / f"espnet-{recipes.installed_version()}"
+    if not path.is_dir():
+        # Skipped, the comparisons with ESPnet would be missed by nobody.
+        pytest.fail(f"{path} is not there: run `make recipes` (or `make test-quick`) first")
+    return path
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Ran:
 
 @pytest.fixture
 def run(cache, tmp_path, monkeypatch, capfd):
-    """Calls a runner's program, up to where it becomes the stock run.sh."""
+    """Calls a runner's program from ``tmp_path``, up to where it becomes the stock run.sh."""
 
     def call(recipe, *options):
         became = []
@@ -144,10 +144,38 @@ def test_the_users_options_come_last(run):
     assert options["--asr_config"] == "/tmp/x.yaml"
 
 
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_one_gpu_is_asked_for_unless_the_user_says_how_many(run, recipe):
+    """LibriSpeech's own run.sh asks for four, SEAME's for two."""
+    assert run(recipe).options["--ngpu"] == ("0" if recipe == "mini_an4" else "1")
+    assert run(recipe, "--ngpu", "3").options["--ngpu"] == "3"
+
+
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_the_last_number_of_gpus_that_espnets_script_hears_is_ours(run, tree, tmp_path, recipe):
+    """ESPnet's own run.sh, with an asr.sh that prints what it is called with."""
+    task = run_stock.RECIPES[recipe].task
+    script = tree / "egs2" / recipe / task / "run.sh"
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "token.man.2").write_text("man_chars=1\n")
+    (tmp_path / f"{task[:-1]}.sh").write_text(f"#!/bin/bash\n{PRINT}")
+    (tmp_path / f"{task[:-1]}.sh").chmod(0o755)
+
+    def last(*options):
+        words = run(recipe, *options).words[1:]
+        heard = subprocess.check_output(["bash", script, *words], cwd=tmp_path, text=True)
+        _, *heard = heard.splitlines()
+        return dict(zip(heard[::2], heard[1::2], strict=True))["--ngpu"]
+
+    assert last() == ("0" if recipe == "mini_an4" else "1")
+    assert last("--ngpu", "3") == "3"
+
+
 def test_a_baseline_is_espnets_own_file(run):
     options = run("librispeech_100", "--model", "conformer").options
     assert options == {
         "--asr_config": CONFORMER_100,
+        "--ngpu": "1",
         "--inference_asr_model": "valid.acc.ave.pth",
         "--use_lm": "false",
         "--local_data_opts": "--stop_stage 3",
@@ -221,6 +249,7 @@ def test_a_language_model_brings_back_espnets_decoding(run):
     options = run("librispeech", "--model", "conformer", "--use_lm", "true").options
     assert options == {
         "--asr_config": "conf/tuning/train_asr_conformer10_hop_length160.yaml",
+        "--ngpu": "1",
         "--inference_asr_model": "valid.acc.ave.pth",
         "--use_lm": "true",
     }
@@ -413,6 +442,7 @@ def test_enhancement_gets_our_separator_and_no_option_of_decoding(run, tmp_path)
     done = run("vctk_noisy", "--corpus", str(corpus), "--stage", "6", "--model", "mamba4")
     assert done.options == {
         "--enh_config": str(HOME / "conf/vctk_noisy/train_enh_mamba4.yaml"),
+        "--ngpu": "1",
         "--stage": "6",
     }
     work = tmp_path / "work" / "egs2" / "vctk_noisy" / "enh1"
