@@ -17,6 +17,7 @@ import importlib.util
 import itertools
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,11 +26,11 @@ from pathlib import Path
 
 import yaml
 
-from espnet_bimamba import recipes, scoring
+from espnet_bimamba import recipes
 from espnet_bimamba.cli.params import REMEDIES
 from espnet_bimamba.cli.recipes import warn_of_missing
 from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
-from espnet_bimamba.files import write_whole
+from espnet_bimamba.files import draft_of, write_whole
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -51,7 +52,6 @@ class Stock:
         tell: Tells a working copy where the corpus lies, or None where it comes with the recipe.
         before: What has to happen before ``run.sh``; may run a stage itself, and returns the
             options that are left.
-        after: What follows a ``run.sh`` that ended well, from its options.
     """
 
     task: str = "asr1"
@@ -62,7 +62,6 @@ class Stock:
     without_lm: tuple[str, ...] = ("--use_lm", "false")
     tell: Callable[[Path, Path], None] | None = None
     before: Callable[[Path, list[str]], list[str] | None] | None = None
-    after: Callable[[list[str]], int] | None = None
 
     @property
     def kind(self) -> str:
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Makes the working copy and becomes its run.sh.
 
     Returns:
-        The exit code, if the script cannot start, or if something follows it.
+        The exit code, if the script does not start.
     """
     args, options = _parse(argv)
     stock = RECIPES[args.recipe]
@@ -103,14 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest is None:
         return 0
     sys.stdout.flush()
-    if stock.after is not None:
-        return _run(rest) or stock.after(rest)
     os.execv("./run.sh", ["./run.sh", *rest])
     return 0
-
-
-def _run(options: list[str]) -> int:
-    return subprocess.run(["./run.sh", *options], check=False).returncode
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -247,6 +240,23 @@ def _below_downloads(name: str) -> Callable[[Path, Path], None]:
     return tell
 
 
+def _seame(work: Path, options: list[str]) -> list[str] | None:
+    _score_mixed(work)
+    return _seame_first(work, options)
+
+
+def _score_mixed(work: Path) -> None:
+    """Adds to SEAME's own scoring what it lacks: it counts Mandarin and English apart.
+
+    asr.sh calls that script with the experiment of the run, so only ESPnet has to know what it is
+    called. A script that is no link is the user's, or ours from an earlier call.
+    """
+    script = Path("local") / "score.sh"
+    if (work / script).is_symlink():
+        with draft_of(work / script) as draft:
+            shutil.copy(HOME / "egs/seame/asr1" / script, draft)
+
+
 def _seame_first(work: Path, options: list[str]) -> list[str] | None:
     """Runs stage 1 itself, since SEAME's run.sh cannot.
 
@@ -264,22 +274,6 @@ def _seame_first(work: Path, options: list[str]) -> list[str] | None:
     if _stage(options, "--stop_stage", usual=13) == 1:
         return None
     return [*options, "--stage", "2"]
-
-
-def _mixed_error_rates(options: list[str]) -> int:
-    """What SEAME's own scoring lacks: it counts Mandarin and English apart.
-
-    For all that is decoded in the working copy, into ``MER.md`` of each experiment.
-    """
-    first, last = _stage(options, "--stage", usual=1), _stage(options, "--stop_stage", usual=13)
-    if not first <= 13 <= last:
-        return 0
-    experiments = sorted({path.parents[2] for path in Path("exp").glob("asr_*/*/*/text")})
-    codes = [0]
-    for experiment in experiments:
-        print(f"\nMixed error rate, {experiment}/MER.md:", flush=True)
-        codes.append(scoring.main(["--experiment", str(experiment)]))
-    return max(codes)
 
 
 def _stage(options: list[str], name: str, usual: int) -> int:
@@ -321,8 +315,7 @@ RECIPES = {
     "seame": Stock(
         baselines={"conformer": "tuning/train_asr_conformer.yaml"},
         tell=_in_db_sh("SEAME"),
-        before=_seame_first,
-        after=_mixed_error_rates,
+        before=_seame,
     ),
     "an4": Stock(
         baselines={"transformer": "train_asr_transformer.yaml"},

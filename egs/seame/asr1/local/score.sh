@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Stage 13 of asr.sh: SEAME's own scoring, which counts Mandarin and English apart, and then the
+# mixed error rate, into EXPERIMENT/MER.md. The runner puts it into the working copy.
+set -euo pipefail
+
+experiment=${1:?name the folder of an experiment}
+stock=$(dirname "$(readlink -f local/split_lang_trn.py)")
+
+"${stock}/score.sh" "${experiment}"
+printf '\nMixed error rate, %s/MER.md:\n' "${experiment}"
+python3 -m espnet_bimamba.scoring --experiment "${experiment}"
