@@ -24,9 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from espnet_bimamba import recipes
+from espnet_bimamba.cli.conf.files import parse, read
 from espnet_bimamba.cli.params import REMEDIES
 from espnet_bimamba.cli.recipes import warn_of_missing
 from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
@@ -49,6 +48,7 @@ class Stock:
         ngpu: GPUs that are asked for: each recipe of ESPnet asks for its own number.
         options: What comes before the user's options.
         without_lm: What comes before them too, unless the user asks for a language model.
+        holds: What ESPnet reads below ``--corpus``.
         tell: Tells a working copy where the corpus lies, or None where it comes with the recipe.
         before: What has to happen before ``run.sh``; may run a stage itself, and returns the
             options that are left.
@@ -60,6 +60,7 @@ class Stock:
     ngpu: int = 1
     options: tuple[str, ...] = ()
     without_lm: tuple[str, ...] = ("--use_lm", "false")
+    holds: tuple[str, ...] = ()
     tell: Callable[[Path, Path], None] | None = None
     before: Callable[[Path, list[str]], list[str] | None] | None = None
 
@@ -80,18 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = args.model or stock.model
         config = training_yaml(args.recipe, model)
+        mine = _own_yaml(stock, options)
         for name in ("--stage", "--stop_stage"):
             _stage(options, name, usual=1)
+        if args.corpus:
+            _check_corpus(args.recipe, args.corpus)
         warn_of_missing(args.recipe if stock.task == "asr1" else _path(args.recipe), args.cache)
         work = _working_copy(args)
-        if args.corpus:
-            _tell(stock, work, args.recipe, args.corpus)
+        if args.corpus and stock.tell:
+            stock.tell(work, args.corpus.absolute())
         os.chdir(work)
-        given = [f"--{stock.kind}_config", config, "--ngpu", str(stock.ngpu), *stock.options]
+        given = [
+            f"--{stock.kind}_config",
+            mine or config,
+            "--ngpu",
+            str(stock.ngpu),
+            *stock.options,
+        ]
         if stock.kind == "asr":
-            given += ["--inference_asr_model", _best_model(Path(config))]
+            given += ["--inference_asr_model", _best_model(Path(mine or config))]
             given += _decoding(args.recipe, stock, model, options)
-        given += options
+        given += _without_own_yaml(stock, options)
         _warn_of_transducer(given)
         rest = stock.before(work, given) if stock.before else given
     except BiMambaError as error:
@@ -127,7 +137,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--cache", type=Path, default=HOME / ".cache", help="where stock recipes are kept"
     )
-    return parser.parse_known_args(argv)
+    args, options = parser.parse_known_args(argv)
+    if len(options) % 2 and options[-1].startswith("--"):
+        parser.error(f"option '{options[-1]}' needs a value")
+    return args, options
 
 
 def training_yaml(recipe: str, model: str) -> str:
@@ -159,17 +172,41 @@ def _path(recipe: str) -> str:
     return f"{recipe}/{RECIPES[recipe].task}"
 
 
-def _tell(stock: Stock, work: Path, recipe: str, corpus: Path) -> None:
-    if stock.tell is None:
+def _check_corpus(recipe: str, corpus: Path) -> None:
+    """Refuses a folder that ESPnet would fail on, or would download a corpus into."""
+    holds, folder = RECIPES[recipe].holds, corpus.absolute()
+    if not holds:
         raise OptionError("--corpus", str(corpus), f"none: {recipe} brings its corpus")
-    if not corpus.is_dir():
-        raise OptionError("--corpus", str(corpus), "a folder that exists")
-    stock.tell(work, corpus.absolute())
+    absent = [name for name in holds if not (folder / name).exists()]
+    if not absent:
+        return
+    if all((folder.parent / name).exists() for name in holds):
+        raise OptionError("--corpus", str(corpus), f"the folder above it, {folder.parent}")
+    allowed = f"a folder that holds {', '.join(holds)}"
+    raise OptionError("--corpus", str(corpus), allowed, f"Not there: {', '.join(absent)}.")
+
+
+def _own_yaml(stock: Stock, options: Sequence[str]) -> str | None:
+    """Absolute path of the training YAML that the user names: ESPnet runs in another folder."""
+    name = f"--{stock.kind}_config"
+    given = _value(options, name)
+    if given is None:
+        return None
+    path = Path(given).absolute()
+    if not path.is_file():
+        raise OptionError(name, given, f"a file, looked for in {Path.cwd()}")
+    parse(read(path), path)
+    return str(path)
+
+
+def _without_own_yaml(stock: Stock, options: Sequence[str]) -> list[str]:
+    pairs = itertools.batched(options, 2)
+    return [word for pair in pairs if pair[0] != f"--{stock.kind}_config" for word in pair]
 
 
 def _best_model(config: Path) -> str:
     """The average to decode with: of the first criterion by which the training keeps models."""
-    criteria = yaml.safe_load(config.read_text()).get("best_model_criterion")
+    criteria = parse(read(config), config).get("best_model_criterion")
     if not criteria:
         return USUAL_MODEL
     part, measure = criteria[0][:2]
@@ -179,7 +216,7 @@ def _best_model(config: Path) -> str:
 def _warn_of_transducer(options: list[str]) -> None:
     """Says what the model will be built with, which ESPnet asks for after all data are prepared."""
     config = Path(_value(options, "--asr_config") or "")
-    training = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    training = parse(read(config), config) if config.is_file() else {}
     of_espnet = (training.get("model_conf") or {}).get("transducer_multi_blank_durations")
     if training.get("decoder") != "transducer" or of_espnet:
         return
@@ -212,12 +249,10 @@ def _value(options: Sequence[str], name: str) -> str | None:
     return next((b for a, b in reversed(list(itertools.pairwise(options))) if a == name), None)
 
 
-def _in_db_sh(variable: str, mistake: str = "") -> Callable[[Path, Path], None]:
-    """A setter of a variable of db.sh; ``mistake`` is what a folder too deep would hold."""
+def _in_db_sh(variable: str) -> Callable[[Path, Path], None]:
+    """A setter of a variable of db.sh."""
 
     def tell(work: Path, corpus: Path) -> None:
-        if mistake and (corpus / mistake).exists():
-            raise OptionError("--corpus", str(corpus), f"the folder above it, {corpus.parent}")
         db = work / "db.sh"
         line = f"{variable}={shlex.quote(str(corpus))}\n"
         text = db.read_text()
@@ -286,6 +321,41 @@ def _stage(options: list[str], name: str, usual: int) -> int:
 #: Stage 1 ends with a download of 1.5 GB of text, and stage 4 reads it, for a language model only.
 NO_LM_TEXT = ("--use_lm", "false", "--local_data_opts", "--stop_stage 3")
 
+#: Without the first ESPnet would download all parts.
+LIBRISPEECH_100 = (
+    "LibriSpeech/LICENSE.TXT",
+    "LibriSpeech/SPEAKERS.TXT",
+    "LibriSpeech/dev-clean",
+    "LibriSpeech/test-clean",
+    "LibriSpeech/dev-other",
+    "LibriSpeech/test-other",
+    "LibriSpeech/train-clean-100",
+)
+LIBRISPEECH_960 = (
+    *LIBRISPEECH_100,
+    "LibriSpeech/train-clean-360",
+    "LibriSpeech/train-other-500",
+)
+SEAME = (
+    "conversation/audio",
+    "conversation/transcript/phaseII",
+    "interview/audio",
+    "interview/transcript/phaseII",
+)
+AN4 = (
+    "README",
+    "etc/an4_train.transcription",
+    "etc/an4_test.transcription",
+    "wav/an4_clstk",
+    "wav/an4test_clstk",
+)
+NOISY_SPEECH = (
+    "clean_trainset_28spk_wav",
+    "noisy_trainset_28spk_wav",
+    "clean_testset_wav",
+    "noisy_testset_wav",
+)
+
 RECIPES = {
     "librispeech_100": Stock(
         baselines={
@@ -300,7 +370,8 @@ RECIPES = {
             "conformer_transducer": "tuning/train_asr_transducer_conformer_e15_linear1024.yaml",
         },
         without_lm=NO_LM_TEXT,
-        tell=_in_db_sh("LIBRISPEECH", mistake="train-clean-100"),
+        holds=LIBRISPEECH_100,
+        tell=_in_db_sh("LIBRISPEECH"),
     ),
     "librispeech": Stock(
         baselines={
@@ -310,15 +381,18 @@ RECIPES = {
             "e_branchformer": "tuning/train_asr_e_branchformer.yaml",
         },
         without_lm=(*NO_LM_TEXT, "--lm_train_text", "data/train_960/text"),
-        tell=_in_db_sh("LIBRISPEECH", mistake="train-clean-100"),
+        holds=LIBRISPEECH_960,
+        tell=_in_db_sh("LIBRISPEECH"),
     ),
     "seame": Stock(
         baselines={"conformer": "tuning/train_asr_conformer.yaml"},
+        holds=SEAME,
         tell=_in_db_sh("SEAME"),
         before=_seame,
     ),
     "an4": Stock(
         baselines={"transformer": "train_asr_transformer.yaml"},
+        holds=AN4,
         tell=_below_downloads("an4"),
     ),
     # Its YAMLs are made to memorise a few utterances in a minute, without a GPU.
@@ -327,7 +401,9 @@ RECIPES = {
         ngpu=0,
         options=("--skip_packing", "false", "--test_sets", "train_dev test"),
     ),
-    "vctk_noisy": Stock(task="enh1", model="extbimamba3", tell=_in_db_sh("NOISY_SPEECH")),
+    "vctk_noisy": Stock(
+        task="enh1", model="extbimamba3", holds=NOISY_SPEECH, tell=_in_db_sh("NOISY_SPEECH")
+    ),
 }
 
 

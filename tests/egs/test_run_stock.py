@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -138,9 +140,48 @@ def test_our_options_may_stand_anywhere(run):
 def test_the_users_options_come_last(run):
     mine = {"--inference_config": "mine.yaml", "--test_sets": "test", "--use_lm": "false"}
     words = [word for option in mine.items() for word in option]
-    options = run("mini_an4", *words, "--asr_config", "/tmp/x.yaml").options
+    options = run("mini_an4", *words).options
     assert {key: options[key] for key in mine} == mine
-    assert options["--asr_config"] == "/tmp/x.yaml"
+
+
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_a_yaml_of_the_users_own_is_looked_for_where_the_user_is(run, tmp_path, recipe):
+    option = "--enh_config" if recipe == "vctk_noisy" else "--asr_config"
+    (tmp_path / "mine.yaml").write_text(TRAINING.format("my_measure"))
+    done = run(recipe, "--stage", "1", option, "mine.yaml", "--nj", "3")
+    assert done.words.count(option) == 1
+    assert done.options[option] == str(tmp_path / "mine.yaml")
+    assert done.options["--nj"] == "3"
+    best = done.options.get("--inference_asr_model")
+    assert best == (None if recipe == "vctk_noisy" else "valid.my_measure.ave.pth")
+
+
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_a_yaml_of_the_users_own_that_is_not_there_is_refused_at_once(run, tmp_path, recipe):
+    option = "--enh_config" if recipe == "vctk_noisy" else "--asr_config"
+    done = run(recipe, option, "conf/mine.yaml")
+    assert (done.code, done.out, done.words) == (2, "", None)
+    assert done.err == (
+        f"{recipe}: {option}='conf/mine.yaml' is not possible: allowed is a file, looked for in "
+        f"{tmp_path}.\n"
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_yaml_of_the_users_own_that_is_none_is_refused_at_once(run, tmp_path):
+    (tmp_path / "mine.yaml").write_text("encoder: [\n")
+    done = run("an4", "--asr_config", "mine.yaml")
+    assert (done.code, done.words) == (2, None)
+    assert done.err.startswith(f"an4: {tmp_path}/mine.yaml: is not valid YAML: ")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("words", [["--stage"], ["--ngpu", "1", "--asr_tag"]])
+def test_an_option_without_its_value_is_named(script, tmp_path, words):
+    done = script("an4", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"run.sh: error: option '{words[-1]}' needs a value\n")
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
@@ -264,9 +305,16 @@ def test_an_unknown_model_lists_the_known(run, recipe):
     assert known in done.err
 
 
+def make_corpus(recipe, folder):
+    """All that ESPnet reads of a corpus, empty; returns the folder."""
+    for name in run_stock.RECIPES[recipe].holds:
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
 def test_the_corpus_is_told_to_the_working_copy(run, tmp_path):
-    corpus = tmp_path / "my corpora"
-    corpus.mkdir()
+    corpus = make_corpus("librispeech_100", tmp_path / "my corpora")
+    make_corpus("librispeech_100", tmp_path)
     db = tmp_path / "work" / "egs2" / "librispeech_100" / "asr1" / "db.sh"
 
     def variable():
@@ -284,17 +332,71 @@ def test_the_corpus_is_told_to_the_working_copy(run, tmp_path):
     assert variable() == str(tmp_path)
 
 
-def test_a_corpus_folder_that_cannot_be_right(run, tmp_path):
-    (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
-    done = run("librispeech_100", "--model", "conformer", "--corpus", "LibriSpeech")
-    assert done.code == 2
-    assert f"allowed is the folder above it, {tmp_path}." in done.err
-    done = run("seame", "--model", "conformer", "--corpus", "nowhere")
-    assert done.code == 2
-    assert "--corpus='nowhere' is not possible: allowed is a folder that exists." in done.err
+CORPORA = ("librispeech_100", "librispeech", "seame", "an4", "vctk_noisy")
+
+
+@pytest.mark.parametrize("recipe", CORPORA)
+def test_a_corpus_that_lacks_something_is_refused_at_once(run, tmp_path, recipe):
+    """ESPnet would download LibriSpeech where LICENSE.TXT is missing."""
+    holds = run_stock.RECIPES[recipe].holds
+    for name in holds:
+        corpus = make_corpus(recipe, tmp_path / "corpus")
+        (corpus / name).rmdir()
+        done = run(recipe, "--corpus", "corpus")
+        shutil.rmtree(corpus)
+        assert (done.code, done.out, done.words) == (2, "", None)
+        assert done.err == (
+            f"{recipe}: --corpus='corpus' is not possible: allowed is a folder that holds "
+            f"{', '.join(holds)}. Not there: {name}.\n"
+        )
+        assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("recipe", CORPORA)
+def test_a_corpus_folder_that_is_not_there_is_refused_at_once(run, tmp_path, recipe):
+    done = run(recipe, "--corpus", "nowhere")
+    holds = ", ".join(run_stock.RECIPES[recipe].holds)
+    assert (done.code, done.words) == (2, None)
+    assert (
+        f"--corpus='nowhere' is not possible: allowed is a folder that holds {holds}. " in done.err
+    )
+    assert f"Not there: {holds}.\n" in done.err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_corpus_folder_too_deep_is_refused_at_once(run, tmp_path):
+    make_corpus("librispeech_100", tmp_path)
+    done = run("librispeech_100", "--corpus", "LibriSpeech")
+    assert (done.code, done.words) == (2, None)
+    assert (
+        f"--corpus='LibriSpeech' is not possible: allowed is the folder above it, {tmp_path}."
+        in (done.err)
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_recipe_that_brings_its_corpus_takes_none(run, tmp_path):
     done = run("mini_an4", "--corpus", str(tmp_path))
-    assert done.code == 2
-    assert "mini_an4 brings its corpus" in done.err
+    assert (done.code, done.words) == (2, None)
+    assert "allowed is none: mini_an4 brings its corpus" in done.err
+
+
+@pytest.mark.parametrize("recipe", CORPORA)
+def test_what_a_corpus_has_to_hold_is_what_espnets_scripts_look_for(tree, recipe):
+    stock = run_stock.RECIPES[recipe]
+    folder = tree / "egs2" / recipe / stock.task / "local"
+    scripts = "".join(file.read_text() for file in sorted(folder.iterdir()) if file.is_file())
+    parts = [part for name in stock.holds for part in name.split("/")]
+    for part in parts:
+        # Written there as "an4_" + x + ".transcription".
+        assert re.sub("^an4_(train|test)", "", part) in scripts, part
+    named = r"\b(?:README|[A-Z]+\.TXT|an4\w*_clstk|conversation|interview|phaseII)\b"
+    assert set(re.findall(named, scripts)) == set(re.findall(named, " ".join(parts)))
+    loops = re.findall(r"for (?:part|ddir) in (.+?);", scripts)
+    if loops:
+        assert {word for loop in loops for word in loop.split()} == {
+            part for part in parts if part != "LibriSpeech" and not part.endswith(".TXT")
+        }
 
 
 @pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
@@ -313,7 +415,7 @@ def test_a_place_that_cannot_be_written_to_is_named(run):
 
 
 def test_an4_is_looked_for_below_downloads(run, tmp_path):
-    (tmp_path / "an4_of_mine").mkdir()
+    make_corpus("an4", tmp_path / "an4_of_mine")
     for _ in range(2):
         assert run("an4", "--model", "transformer", "--corpus", "an4_of_mine").options
     link = tmp_path / "work" / "egs2" / "an4" / "asr1" / "downloads" / "an4"
@@ -499,8 +601,7 @@ def test_what_a_runner_takes_by_default_is_there(run, recipe):
 
 
 def test_enhancement_gets_our_separator_and_no_option_of_decoding(run, tmp_path):
-    corpus = tmp_path / "noisy speech"
-    corpus.mkdir()
+    corpus = make_corpus("vctk_noisy", tmp_path / "noisy speech")
     done = run("vctk_noisy", "--corpus", str(corpus), "--stage", "6", "--model", "mamba4")
     assert done.options == {
         "--enh_config": str(HOME / "conf/vctk_noisy/train_enh_mamba4.yaml"),
