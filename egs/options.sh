@@ -29,11 +29,12 @@ working_copy() { # the program as it was called, the recipe below egs2
     fi
 }
 
+# As the runners of stock recipes refuse it.
 training_yaml() { # folder, model, task: asr or enh
     local names yaml=$1/train_$3_$2.yaml
     if [ ! -f "${yaml}" ]; then
-        names=$(cd "$1" && printf '%s\n' train_"$3"_*.yaml | sed "s/^train_$3_\(.*\)\.yaml$/  \1/")
-        refuse "no model '$2' here; there are:"$'\n'"${names}"
+        names=$(cd "$1" && printf '%s, ' train_"$3"_*.yaml | sed "s/train_$3_\([^,]*\)\.yaml/\1/g")
+        refuse "$(basename "$1"): --model='$2' is not possible: allowed is ${names%, }."
     fi
     echo "${yaml}"
 }

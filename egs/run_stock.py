@@ -1,15 +1,7 @@
 """Runs ESPnet's own, unchanged recipe with one of our models, in a working copy of it.
 
-What is not listed below goes to ESPnet's run.sh as it is, for example ``--stage 10 --ngpu 2``;
-Training takes one GPU, of mini_an4 none: say ``--ngpu N`` for another number.
-``--stage`` counts as ESPnet does: 1-5 prepare data, 10 collects statistics, 11 trains, 12
-decodes, 13 scores, 14 packs (with ``--skip_packing false``; SEAME's run.sh stops at 13 unless
-``--stop_stage`` says otherwise). Decoding uses no language model unless you say ``--use_lm
-true``. Several models share one working copy and its data: prepare the data with the first, and
-begin with ``--stage 10`` for the others.
-
-Of speech enhancement (vctk_noisy), 1-4 prepare data, 5 collects statistics, 6 trains, 7 enhances,
-8 scores, 11 packs.
+Each of its recipes has a run.sh, which calls this with the recipe's name before all options; what
+``--help`` says is about that recipe alone.
 """
 
 import argparse
@@ -20,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +31,21 @@ USUAL_MODEL = "valid.acc.ave.pth"
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """A corpus that does not come with its recipe.
+
+    Attributes:
+        holds: What ESPnet reads below its folder.
+        tell: Tells a working copy where that folder is.
+        words: The folder, and where ESPnet looks without ``--corpus``, as the help puts it.
+    """
+
+    holds: tuple[str, ...]
+    tell: Callable[[Path, Path], None]
+    words: str
+
+
+@dataclass(frozen=True)
 class Stock:
     """A stock recipe, and what our runs of it differ in.
 
@@ -48,8 +56,8 @@ class Stock:
         ngpu: GPUs that are asked for: each recipe of ESPnet asks for its own number.
         options: What comes before the user's options.
         without_lm: What comes before them too, unless the user asks for a language model.
-        holds: What ESPnet reads below ``--corpus``.
-        tell: Tells a working copy where the corpus lies, or None where it comes with the recipe.
+        corpus: What ``--corpus`` is, or None where the corpus comes with the recipe.
+        packing: What the help says of the last stage, after "packs".
         before: What has to happen before ``run.sh``; may run a stage itself, and returns the
             options that are left.
     """
@@ -60,8 +68,8 @@ class Stock:
     ngpu: int = 1
     options: tuple[str, ...] = ()
     without_lm: tuple[str, ...] = ("--use_lm", "false")
-    holds: tuple[str, ...] = ()
-    tell: Callable[[Path, Path], None] | None = None
+    corpus: Corpus | None = None
+    packing: str = " (with --skip_packing false)"
     before: Callable[[Path, list[str]], list[str] | None] | None = None
 
     @property
@@ -79,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, options = _parse(argv)
     stock = RECIPES[args.recipe]
     try:
-        model = args.model or stock.model
-        config = training_yaml(args.recipe, model)
+        config = training_yaml(args.recipe, args.model)
         mine = _own_yaml(stock, options)
         for name in ("--stage", "--stop_stage"):
             _stage(options, name, usual=1)
@@ -88,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_corpus(args.recipe, args.corpus)
         warn_of_missing(args.recipe if stock.task == "asr1" else _path(args.recipe), args.cache)
         work = _working_copy(args)
-        if args.corpus and stock.tell:
-            stock.tell(work, args.corpus.absolute())
+        if args.corpus and stock.corpus:
+            stock.corpus.tell(work, args.corpus.absolute())
         os.chdir(work)
         given = [
             f"--{stock.kind}_config",
@@ -100,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         if stock.kind == "asr":
             given += ["--inference_asr_model", _best_model(Path(mine or config))]
-            given += _decoding(args.recipe, stock, model, options)
+            given += _decoding(args.recipe, stock, args.model, options)
         given += _without_own_yaml(stock, options)
         _warn_of_transducer(given)
         rest = stock.before(work, given) if stock.before else given
@@ -117,30 +124,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(description=__doc__)
+    first.formatter_class = argparse.RawDescriptionHelpFormatter
+    first.add_argument("recipe", choices=RECIPES)
+    recipe = first.parse_args(words[:1]).recipe
+    parser = _parser(recipe)
+    args, options = parser.parse_known_args(words[1:], argparse.Namespace(recipe=recipe))
+    if len(options) % 2 and options[-1].startswith("--"):
+        parser.error(f"option '{options[-1]}' needs a value")
+    return args, options
+
+
+def _parser(recipe: str) -> argparse.ArgumentParser:
+    stock = RECIPES[recipe]
     parser = argparse.ArgumentParser(
-        prog="run.sh",
-        description=__doc__,
+        prog=f"egs/{_path(recipe)}/run.sh",
+        description=_description(recipe),
         usage="%(prog)s [--model MODEL] [--corpus DIR] [options of ESPnet's run.sh]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", choices=RECIPES, help=argparse.SUPPRESS)
+    models = f"one of {', '.join(_ours(recipe))}"
+    if stock.baselines:
+        models += f"; or with ESPnet's own YAML {', '.join(sorted(stock.baselines))}"
+    parser.add_argument("--model", default=stock.model, help=f"{models} (default: %(default)s)")
+    words = stock.corpus.words if stock.corpus else "not possible: the recipe brings its corpus"
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help=words)
     parser.add_argument(
-        "--model",
-        help="of conf/RECIPE/train_*_MODEL.yaml, or a baseline that ESPnet has (default: "
-        "conextbimamba; of mini_an4 conbimamba, of vctk_noisy extbimamba3)",
-    )
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus lies")
-    parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="the working copy (default: exp/RECIPE)"
+        "--work",
+        type=Path,
+        metavar="DIR",
+        default=HOME / "exp" / recipe,
+        help="the working copy, a path without whitespace (default: %(default)s)",
     )
     parser.add_argument(
-        "--cache", type=Path, default=HOME / ".cache", help="where stock recipes are kept"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=HOME / ".cache",
+        help="where stock recipes are kept (default: %(default)s)",
     )
-    args, options = parser.parse_known_args(argv)
-    if len(options) % 2 and options[-1].startswith("--"):
-        parser.error(f"option '{options[-1]}' needs a value")
-    return args, options
+    return parser
+
+
+def _description(recipe: str) -> str:
+    stock = RECIPES[recipe]
+    gpus = "on one GPU (--ngpu 1)" if stock.ngpu else "without a GPU (--ngpu 0)"
+    if stock.kind == "asr":
+        stages = (
+            f"10 collects statistics, 11 trains, 12 decodes, 13 scores, 14 packs{stock.packing}"
+        )
+        stages, begin = f"1-5 prepare data, {stages}", 10
+        decodes = " and decodes without a language model (--use_lm false)"
+    else:
+        stages = "1-4 prepare data, 5 collects statistics, 6 trains, 7 enhances, 8 scores, 11 packs"
+        stages, begin, decodes = f"{stages}{stock.packing}", 5, ""
+    paragraphs = (
+        f"Runs ESPnet's own, unchanged recipe {_path(recipe)} with one of our models, in a working "
+        "copy of it.",
+        f"What is not listed below goes to ESPnet's run.sh as it is, for example --stage {begin} "
+        f"--nj 8. A --{stock.kind}_config of yours, looked for where you are, takes the place of "
+        "the model's.",
+        f"--stage counts as ESPnet does: {stages}.",
+        f"It trains {gpus}{decodes} unless you say otherwise; several GPUs share each batch.",
+        "Several models share one working copy and its data: prepare the data with the first, and "
+        f"begin with --stage {begin} for the others.",
+    )
+    return "\n\n".join(textwrap.fill(paragraph, width=100) for paragraph in paragraphs)
 
 
 def training_yaml(recipe: str, model: str) -> str:
@@ -150,21 +201,23 @@ def training_yaml(recipe: str, model: str) -> str:
         OptionError: There is no such model.
     """
     stock = RECIPES.get(recipe, Stock())
-    folder = HOME / "conf" / recipe
-    prefix = f"train_{stock.kind}_"
-    ours = folder / f"{prefix}{model}.yaml"
+    ours = HOME / "conf" / recipe / f"train_{stock.kind}_{model}.yaml"
     if ours.is_file():
         return str(ours)
     if model in stock.baselines:
         return f"conf/{stock.baselines[model]}"
-    names = {path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.yaml")}
-    known = ", ".join(sorted(names | set(stock.baselines)))
-    raise OptionError("--model", model, known)
+    raise OptionError("--model", model, ", ".join(sorted({*_ours(recipe), *stock.baselines})))
+
+
+def _ours(recipe: str) -> list[str]:
+    """Names of our models for a recipe."""
+    prefix = f"train_{RECIPES.get(recipe, Stock()).kind}_"
+    files = (HOME / "conf" / recipe).glob(f"{prefix}*.yaml")
+    return sorted(file.stem.removeprefix(prefix) for file in files)
 
 
 def _working_copy(args: argparse.Namespace) -> Path:
-    root = args.work or HOME / "exp" / args.recipe
-    return recipes.link(recipes.prepare(args.cache), _path(args.recipe), root)
+    return recipes.link(recipes.prepare(args.cache), _path(args.recipe), args.work)
 
 
 def _path(recipe: str) -> str:
@@ -174,9 +227,10 @@ def _path(recipe: str) -> str:
 
 def _check_corpus(recipe: str, corpus: Path) -> None:
     """Refuses a folder that ESPnet would fail on, or would download a corpus into."""
-    holds, folder = RECIPES[recipe].holds, corpus.absolute()
-    if not holds:
+    known, folder = RECIPES[recipe].corpus, corpus.absolute()
+    if known is None:
         raise OptionError("--corpus", str(corpus), f"none: {recipe} brings its corpus")
+    holds = known.holds
     absent = [name for name in holds if not (folder / name).exists()]
     if not absent:
         return
@@ -321,39 +375,59 @@ def _stage(options: list[str], name: str, usual: int) -> int:
 #: Stage 1 ends with a download of 1.5 GB of text, and stage 4 reads it, for a language model only.
 NO_LM_TEXT = ("--use_lm", "false", "--local_data_opts", "--stop_stage 3")
 
-#: Without the first ESPnet would download all parts.
-LIBRISPEECH_100 = (
-    "LibriSpeech/LICENSE.TXT",
-    "LibriSpeech/SPEAKERS.TXT",
-    "LibriSpeech/dev-clean",
-    "LibriSpeech/test-clean",
-    "LibriSpeech/dev-other",
-    "LibriSpeech/test-other",
-    "LibriSpeech/train-clean-100",
+#: Parts of LibriSpeech, of 100 hours and the rest of 960.
+PARTS = ("dev-clean", "test-clean", "dev-other", "test-other", "train-clean-100")
+MORE_PARTS = ("train-clean-360", "train-other-500")
+
+
+def _librispeech(*parts: str) -> Corpus:
+    # Without the licence ESPnet would download all parts.
+    names = ("LICENSE.TXT", "SPEAKERS.TXT", *parts)
+    return Corpus(
+        holds=tuple(f"LibriSpeech/{name}" for name in names),
+        tell=_in_db_sh("LIBRISPEECH"),
+        words="the folder above LibriSpeech/, which the working copy remembers; without it ESPnet "
+        "looks where LIBRISPEECH in the copy's db.sh says, at first in the copy's folder "
+        "downloads, and downloads the corpus to there if LibriSpeech/LICENSE.TXT is not there (a "
+        "folder that does not exist you have to make)",
+    )
+
+
+SEAME = Corpus(
+    holds=(
+        "conversation/audio",
+        "conversation/transcript/phaseII",
+        "interview/audio",
+        "interview/transcript/phaseII",
+    ),
+    tell=_in_db_sh("SEAME"),
+    words="the folder of conversation/ and interview/, each with audio/ and transcript/phaseII/, "
+    "which the working copy remembers; without it ESPnet looks where SEAME in the copy's db.sh "
+    "says, and downloads no more than the lists of the test sets",
 )
-LIBRISPEECH_960 = (
-    *LIBRISPEECH_100,
-    "LibriSpeech/train-clean-360",
-    "LibriSpeech/train-other-500",
+AN4 = Corpus(
+    holds=(
+        "README",
+        "etc/an4_train.transcription",
+        "etc/an4_test.transcription",
+        "wav/an4_clstk",
+        "wav/an4test_clstk",
+    ),
+    tell=_below_downloads("an4"),
+    words="the folder of README, etc/ and wav/, which the working copy remembers as downloads/an4; "
+    "without it, if nothing is there, ESPnet downloads the corpus (64 MB) to there",
 )
-SEAME = (
-    "conversation/audio",
-    "conversation/transcript/phaseII",
-    "interview/audio",
-    "interview/transcript/phaseII",
-)
-AN4 = (
-    "README",
-    "etc/an4_train.transcription",
-    "etc/an4_test.transcription",
-    "wav/an4_clstk",
-    "wav/an4test_clstk",
-)
-NOISY_SPEECH = (
-    "clean_trainset_28spk_wav",
-    "noisy_trainset_28spk_wav",
-    "clean_testset_wav",
-    "noisy_testset_wav",
+NOISY_SPEECH = Corpus(
+    holds=(
+        "clean_trainset_28spk_wav",
+        "noisy_trainset_28spk_wav",
+        "clean_testset_wav",
+        "noisy_testset_wav",
+    ),
+    tell=_in_db_sh("NOISY_SPEECH"),
+    words="the folder of clean_trainset_28spk_wav/ and the three others of VoiceBank-DEMAND, which "
+    "the working copy remembers; without it ESPnet looks where NOISY_SPEECH in the copy's db.sh "
+    "says, and downloads nothing",
 )
 
 RECIPES = {
@@ -370,8 +444,7 @@ RECIPES = {
             "conformer_transducer": "tuning/train_asr_transducer_conformer_e15_linear1024.yaml",
         },
         without_lm=NO_LM_TEXT,
-        holds=LIBRISPEECH_100,
-        tell=_in_db_sh("LIBRISPEECH"),
+        corpus=_librispeech(*PARTS),
     ),
     "librispeech": Stock(
         baselines={
@@ -381,29 +454,26 @@ RECIPES = {
             "e_branchformer": "tuning/train_asr_e_branchformer.yaml",
         },
         without_lm=(*NO_LM_TEXT, "--lm_train_text", "data/train_960/text"),
-        holds=LIBRISPEECH_960,
-        tell=_in_db_sh("LIBRISPEECH"),
+        corpus=_librispeech(*PARTS, *MORE_PARTS),
     ),
     "seame": Stock(
         baselines={"conformer": "tuning/train_asr_conformer.yaml"},
-        holds=SEAME,
-        tell=_in_db_sh("SEAME"),
+        corpus=SEAME,
+        packing=" (with --skip_packing false --stop_stage 14); 13 ends with the mixed error rate",
         before=_seame,
     ),
     "an4": Stock(
         baselines={"transformer": "train_asr_transformer.yaml"},
-        holds=AN4,
-        tell=_below_downloads("an4"),
+        corpus=AN4,
     ),
     # Its YAMLs are made to memorise a few utterances in a minute, without a GPU.
     "mini_an4": Stock(
         model="conbimamba",
         ngpu=0,
+        packing="",
         options=("--skip_packing", "false", "--test_sets", "train_dev test"),
     ),
-    "vctk_noisy": Stock(
-        task="enh1", model="extbimamba3", holds=NOISY_SPEECH, tell=_in_db_sh("NOISY_SPEECH")
-    ),
+    "vctk_noisy": Stock(task="enh1", model="extbimamba3", corpus=NOISY_SPEECH),
 }
 
 

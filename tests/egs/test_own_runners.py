@@ -138,7 +138,7 @@ def test_help_does_nothing_else(recipe, runner, tmp_path, options):
     ("options", "says"),
     [
         (["--model"], "option '--model' needs a value\n"),
-        (["--model", "conmanba"], "no model 'conmanba' here; there are:\n  "),
+        (["--model", "conmanba"], ": --model='conmanba' is not possible: allowed is "),
         (["--stage", "foo"], "option --stage: 'foo' is no number\n"),
         (["--stop_stage", "-1"], "option --stop_stage: '-1' is no number\n"),
         (

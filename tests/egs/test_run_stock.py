@@ -85,8 +85,8 @@ def run(cache, tmp_path, monkeypatch, capfd):
 def script(cache, tmp_path):
     """Calls a runner itself; returns the finished process."""
 
-    def call(recipe, *options):
-        command = [HOME / "egs" / recipe / "asr1" / "run.sh", "--cache", cache]
+    def call(recipe, *options, task="asr1"):
+        command = [HOME / "egs" / recipe / task / "run.sh", "--cache", cache]
         environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
         return subprocess.run(
             [*command, "--work", tmp_path / "work", *options],
@@ -307,7 +307,7 @@ def test_an_unknown_model_lists_the_known(run, recipe):
 
 def make_corpus(recipe, folder):
     """All that ESPnet reads of a corpus, empty; returns the folder."""
-    for name in run_stock.RECIPES[recipe].holds:
+    for name in run_stock.RECIPES[recipe].corpus.holds:
         (folder / name).mkdir(parents=True)
     return folder
 
@@ -338,7 +338,7 @@ CORPORA = ("librispeech_100", "librispeech", "seame", "an4", "vctk_noisy")
 @pytest.mark.parametrize("recipe", CORPORA)
 def test_a_corpus_that_lacks_something_is_refused_at_once(run, tmp_path, recipe):
     """ESPnet would download LibriSpeech where LICENSE.TXT is missing."""
-    holds = run_stock.RECIPES[recipe].holds
+    holds = run_stock.RECIPES[recipe].corpus.holds
     for name in holds:
         corpus = make_corpus(recipe, tmp_path / "corpus")
         (corpus / name).rmdir()
@@ -355,7 +355,7 @@ def test_a_corpus_that_lacks_something_is_refused_at_once(run, tmp_path, recipe)
 @pytest.mark.parametrize("recipe", CORPORA)
 def test_a_corpus_folder_that_is_not_there_is_refused_at_once(run, tmp_path, recipe):
     done = run(recipe, "--corpus", "nowhere")
-    holds = ", ".join(run_stock.RECIPES[recipe].holds)
+    holds = ", ".join(run_stock.RECIPES[recipe].corpus.holds)
     assert (done.code, done.words) == (2, None)
     assert (
         f"--corpus='nowhere' is not possible: allowed is a folder that holds {holds}. " in done.err
@@ -386,7 +386,7 @@ def test_what_a_corpus_has_to_hold_is_what_espnets_scripts_look_for(tree, recipe
     stock = run_stock.RECIPES[recipe]
     folder = tree / "egs2" / recipe / stock.task / "local"
     scripts = "".join(file.read_text() for file in sorted(folder.iterdir()) if file.is_file())
-    parts = [part for name in stock.holds for part in name.split("/")]
+    parts = [part for name in stock.corpus.holds for part in name.split("/")]
     for part in parts:
         # Written there as "an4_" + x + ".transcription".
         assert re.sub("^an4_(train|test)", "", part) in scripts, part
@@ -582,11 +582,56 @@ def test_seames_failing_first_stage_is_the_runners(run, tmp_path):
     assert done.words is None
 
 
-def test_help(script):
-    done = script("seame", "--help")
-    assert done.returncode == 0
-    assert "--model MODEL" in done.stdout
-    assert "--stage 10 --ngpu 2" in done.stdout
+@pytest.mark.parametrize("recipe", [*STOCK, "vctk_noisy"])
+def test_help_is_about_its_own_recipe(capsys, monkeypatch, recipe):
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit) as end:
+        run_stock.main([recipe, "--help"])
+    assert end.value.code == 0
+    stock = run_stock.RECIPES[recipe]
+    usage, _, text = capsys.readouterr().out.partition("\n\n")
+    assert usage == (
+        f"usage: egs/{recipe}/{stock.task}/run.sh [--model MODEL] [--corpus DIR] [options of "
+        "ESPnet's run.sh]"
+    )
+    description, _, options = text.partition("\n\noptions:\n")
+    files = (HOME / "conf" / recipe).glob(f"train_{stock.kind}_*.yaml")
+    ours = ", ".join(sorted(file.stem.removeprefix(f"train_{stock.kind}_") for file in files))
+    own = f"; or with ESPnet's own YAML {', '.join(sorted(stock.baselines))}"
+    lines = dict(line.strip().split(None, 2)[::2] for line in options.splitlines() if "DIR" in line)
+    assert f" one of {ours}{own if stock.baselines else ''} (default: {stock.model})\n" in options
+    assert lines["--work"].endswith(f"(default: {HOME}/exp/{recipe})")
+    assert lines["--cache"].endswith(f"(default: {HOME}/.cache)")
+    assert ("--ngpu 1" in description, "--ngpu 0" in description) == (
+        (False, True) if recipe == "mini_an4" else (True, False)
+    )
+    assert ("--use_lm false" in description) == (recipe != "vctk_noisy")
+    assert (" 7 enhances" in description) == (recipe == "vctk_noisy")
+    assert (" 12 decodes" in description) == (recipe != "vctk_noisy")
+    assert ("--stop_stage 14" in description) == (recipe == "seame")
+    assert f"recipe {recipe}/{stock.task} " in description.replace("\n", " ")
+    for other in {*STOCK, "vctk_noisy"} - {recipe, "librispeech", "an4"}:
+        assert other not in text.replace(str(HOME), "")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (
+            "librispeech_100",
+            "downloads the corpus to there if LibriSpeech/LICENSE.TXT is not there",
+        ),
+        ("librispeech", "downloads the corpus to there if LibriSpeech/LICENSE.TXT is not there"),
+        ("seame", "SEAME in the copy's db.sh says, and downloads no more than the lists"),
+        ("an4", "ESPnet downloads the corpus (64 MB) to there"),
+        ("mini_an4", "not possible: the recipe brings its corpus"),
+        ("vctk_noisy", "NOISY_SPEECH in the copy's db.sh says, and downloads nothing"),
+    ],
+)
+def test_help_says_what_espnet_does_without_a_corpus(script, recipe, says):
+    done = script(recipe, "--help", task=run_stock.RECIPES[recipe].task)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert says in " ".join(done.stdout.split())
 
 
 def with_configs():

@@ -94,8 +94,15 @@ def test_stages_are_divided_as_asked(runner):
     ("options", "says"),
     [
         (["--protocol", "papers"], "no protocol 'papers' here; there are: paper, so762\n"),
-        (["--model", "mamba5"], "no model 'mamba5' here; there are:\n  conextbimamba4\n"),
-        (["--protocol", "so762", "--model", "mamba20"], "no model 'mamba20' here; there are:\n"),
+        (
+            ["--model", "mamba5"],
+            "se: --model='mamba5' is not possible: allowed is conextbimamba4, ",
+        ),
+        (
+            ["--protocol", "so762", "--model", "mamba20"],
+            "so762_se: --model='mamba20' is not possible: allowed is conformer4, extbimamba3, "
+            "mamba4, transformer4.\n",
+        ),
         (["--seed", "x"], "option --seed: 'x' is no number\n"),
         (["--stage"], "option '--stage' needs a value\n"),
     ],
