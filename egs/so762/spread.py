@@ -1,11 +1,13 @@
-"""What is left of the speech in an encoder's layers: how much their output varies over time.
+"""What is left of the speech in an encoder's layers, and what of the gradient on its way back.
 
-A stack in which that dies out hears the noise of its own dropout instead. Its loss is then lower
-with dropout, as in training, than without.
+A stack in which the output's variation over time dies out hears the noise of its own dropout
+instead: its loss is then lower with dropout, as in training, than without. Where the gradient dies
+out the first layers learn nothing any more.
 """
 
 import argparse
 import contextlib
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -76,18 +78,40 @@ def listen(model: torch.nn.Module, clips: Sequence[Clip], dropout: bool) -> Hear
     losses, spreads = [], []
     for clip in clips:
         with _outputs(model.get_submodule("encoder.encoders")) as outputs:
-            losses.append(_loss(model, clip))
+            losses.append(float(_loss(model, clip)))
         spreads.append([spread_over_time(output) for output in outputs])
     by_layer = zip(*spreads, strict=True)
     return Heard(statistics.mean(losses), [statistics.mean(layer) for layer in by_layer])
 
 
-def _loss(model: torch.nn.Module, clip: Clip) -> float:
+def gradients(model: torch.nn.Module, clips: Sequence[Clip]) -> list[float]:
+    """Return the norm of the loss's gradient in each layer's parameters, without dropout.
+
+    Args:
+        model: As in :func:`listen`.
+        clips: The gradient is that of the loss's mean over them.
+
+    Returns:
+        Each layer's, as a share of the largest.
+    """
+    model.eval()
+    model.zero_grad()
+    for clip in clips:
+        _loss(model, clip).backward()
+    layers = model.get_submodule("encoder.encoders").children()
+    norms = [
+        math.hypot(*(float(x.grad.norm()) for x in layer.parameters() if x.grad is not None))
+        for layer in layers
+    ]
+    return [norm / max(norms) for norm in norms]
+
+
+def _loss(model: torch.nn.Module, clip: Clip) -> torch.Tensor:
     lengths = [torch.tensor([part.shape[1]]) for part in (clip.speech, clip.tokens)]
     loss, _, _ = model(
         speech=clip.speech, speech_lengths=lengths[0], text=clip.tokens, text_lengths=lengths[1]
     )
-    return float(loss)
+    return torch.as_tensor(loss)
 
 
 @contextlib.contextmanager
@@ -164,22 +188,29 @@ def clips(recipe: Path, tokens: list[str], count: int) -> list[Clip]:
 
 
 def report(recipe: Path, count: int) -> str:
-    """Return the table of all trainings that have ended."""
-    rows = []
+    """Return the tables of all trainings that have ended."""
+    spreads, slopes = [], []
     for name, seed, folder in trainings(recipe, "asr"):
         if (folder / AVERAGED).exists():
             model, tokens = load(folder.absolute())
+            fresh = untrained(folder.absolute(), seed)
             heard = clips(recipe, tokens, count)
             quiet, noisy = (listen(model, heard, dropout) for dropout in (False, True))
-            first = listen(untrained(folder.absolute(), seed), heard, dropout=False)
             losses = [f"{value:.1f}" for value in (quiet.loss, noisy.loss)]
-            shares = [
-                " ".join(f"{100 * share:.0f}" for share in of.spread)
-                for of in (quiet, noisy, first)
-            ]
-            rows.append([name, str(seed), *losses, *shares])
+            shares = [quiet.spread, noisy.spread, listen(fresh, heard, dropout=False).spread]
+            spreads.append([name, str(seed), *losses, *map(_percent, shares)])
+            ways = [gradients(each, heard) for each in (model, fresh)]
+            slopes.append([name, str(seed), *map(_percent, ways)])
     head = ["loss", "with dropout", "variation by layer, %", "with dropout", "untrained"]
-    return markdown(["model", "seed", *head], rows)
+    parts = {
+        "Loss, and variation over time": markdown(["model", "seed", *head], spreads),
+        "Gradients": markdown(["model", "seed", "gradient by layer, %", "untrained"], slopes),
+    }
+    return "\n\n".join(f"{heading}:\n\n{table}" for heading, table in parts.items())
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return " ".join(f"{100 * x:.0f}" if x >= 0.01 else f"{100 * x:.1g}" for x in shares)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Figures of what is left of the speech in an encoder's layers: by hand, and through ESPnet."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -92,6 +93,37 @@ def test_each_layer_is_heard_with_and_without_dropout(spread):
     assert not any(layer._forward_hooks for layer in model.encoder.encoders)
 
 
+class Scale(torch.nn.Module):
+    """Multiplies by two numbers, and has one more that nothing asks for."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second, self.other = (
+            torch.nn.Parameter(torch.tensor(value)) for value in (first, second, 1.0)
+        )
+
+    def forward(self, x):
+        return (self.first * self.second * x, None), None
+
+
+def test_gradients_are_those_of_each_layers_own_parameters(spread):
+    model = Model()
+    model.encoder.encoders = torch.nn.ModuleList([Scale(3.0, 4.0), Scale(0.0625, 1.0)])
+    clips = [spread.Clip(torch.tensor([[1.0, -1]]), torch.tensor([[2, 3]]))] * 2
+    # The loss is (3 * 4 * 0.0625 * 1)^2 times a constant c; of each factor it is 2c / factor.
+    first, second = math.hypot(1 / 3, 1 / 4), math.hypot(16, 1)
+    assert spread.gradients(model, clips) == pytest.approx([first / second, 1.0])
+    assert spread.gradients(model, clips) == pytest.approx([first / second, 1.0]), "not anew"
+
+
+@pytest.mark.parametrize(
+    ("shares", "text"),
+    [([1, 0.126, 0.01], "100 13 1"), ([0.00994, 0.00012, 2.3e-8, 0], "1 0.01 2e-06 0")],
+)
+def test_small_shares_keep_a_digit(spread, shares, text):
+    assert spread._percent(shares) == text
+
+
 @pytest.fixture
 def recipe(tmp_path):
     """A training that has ended, one that has not, and three clips of noise."""
@@ -129,7 +161,8 @@ def test_the_program_tells_of_trainings_that_have_ended(spread, recipe, capsys, 
     page.write_text(f"before\n<!-- written by {spread.PROGRAM} -->\nold\n<!-- end -->\n")
     assert spread.main([str(recipe), "--clips", "2", "--into", str(page)]) == 0
     printed = capsys.readouterr().out
-    head, _, row = printed.strip().splitlines()
+    spreads, slopes = re.findall(r"^(\|.*)\n\|.*\n(\|.*)$", printed, flags=re.MULTILINE)
+    head, row = spreads
     assert head.startswith("| model | seed | loss | with dropout |")
     model, tokens = spread.load(recipe / "exp/asr_ended_seed1")
     clips = spread.clips(recipe, tokens, 2)
@@ -142,8 +175,11 @@ def test_the_program_tells_of_trainings_that_have_ended(spread, recipe, capsys, 
     ]
     assert row == f"| ended | 1 | {losses} | {' | '.join(shares)} |"
     assert len(set(shares)) == 3
+    fresh = spread.untrained(recipe / "exp/asr_ended_seed1", 1)
+    ways = [" ".join(f"{100 * x:.0f}" for x in spread.gradients(m, clips)) for m in (model, fresh)]
+    assert slopes[1] == f"| ended | 1 | {' | '.join(ways)} |"
     assert noisy.spread[0] != quiet.spread[0]
-    assert page.read_text().startswith(f"before\n<!-- written by {spread.PROGRAM} -->\n\n| model")
+    assert page.read_text().startswith(f"before\n<!-- written by {spread.PROGRAM} -->\n\nLoss, ")
 
 
 def test_the_loss_is_that_of_espnets_own_model(spread, recipe):
