@@ -50,21 +50,47 @@ recipe=$(python3 -m espnet_bimamba recipes get asru --own "${here}" --to "${work
     --cache "${home}/.cache")
 cd "${recipe}"
 
+always=(
+    --train_set train
+    --valid_set dev
+    --test_sets "dev test"
+    --ngpu 1
+    --use_lm false
+    --max_wav_duration 30
+    --speed_perturb_factors "0.9 1.0 1.1"
+    --asr_config "${asr_config}"
+    --inference_config "${configs}/decode_asr.yaml"
+    --score_opts "-e utf-8 -c NOASCII"
+)
+
 asr() {
-    ./asr.sh \
-        --train_set train \
-        --valid_set dev \
-        --test_sets "dev test" \
-        --ngpu 1 \
-        --use_lm false \
-        --max_wav_duration 30 \
-        --speed_perturb_factors "0.9 1.0 1.1" \
-        --asr_config "${asr_config}" \
-        --inference_config "${configs}/decode_asr.yaml" \
-        --score_opts "-e utf-8 -c NOASCII" \
-        "$@" \
-        ${options[@]+"${options[@]}"}
+    ./asr.sh "${always[@]}" "$@" ${options[@]+"${options[@]}"}
 }
+
+# Stage 13 but for the tables of sclite. The names of the experiment and of the decoding are made of
+# a dozen options: asr.sh makes them, which is read here with no stage to run.
+score() (
+    . ./asr.sh "${always[@]}" "$@" ${options[@]+"${options[@]}"} --stage 10000 >&2
+    if [[ " ${skip_stages} " = *" 13 "* ]]; then
+        exit
+    fi
+    if "${eval_valid_set}"; then
+        test_sets="org/${valid_set} ${test_sets}"
+    fi
+    for dataset in ${test_sets}; do
+        text=$(readlink -m "${asr_exp}/${inference_tag}/${dataset}/text")
+        [ -f "${text}" ] || refuse "${text} is missing: start from stage 12"
+    done
+    # shellcheck disable=SC2086
+    local/score.sh ${local_score_opts} "${asr_exp}"
+    # Stage 14 packs this file, which stage 13 of asr.sh would have made.
+    mer=${asr_exp}/MER.md results=${asr_exp}/RESULTS.md
+    if [ -e "${results}" ] && [ "$(head -n 1 "${results}")" != "$(head -n 1 "${mer}")" ]; then
+        echo "${results} is from another program and stays as it is: the new rates are in ${mer}" >&2
+        exit
+    fi
+    cp "${mer}" "${results}"
+)
 
 # The size of the vocabulary is known once the transcripts are read, hence two calls.
 if [ "${stage}" -le 1 ]; then
@@ -94,13 +120,7 @@ echo "no sclite here: stage 13 will give the MER only (Debian and Ubuntu: apt in
 if [ "${stage}" -le 12 ]; then
     asr "${tokens[@]}" --stage "${stage}" --stop_stage 12
 fi
-for experiment in exp/asr_*; do
-    if find "${experiment}" -mindepth 3 -name logdir | grep -q .; then
-        local/score.sh "${experiment}"
-        # Stage 14 packs this file, which stage 13 of asr.sh would have made.
-        [ -f "${experiment}/RESULTS.md" ] || cp "${experiment}/MER.md" "${experiment}/RESULTS.md"
-    fi
-done
+score "${tokens[@]}"
 if [ "${stop_stage}" -ge 14 ]; then
     asr "${tokens[@]}" --stage 14 --stop_stage "${stop_stage}"
 fi
