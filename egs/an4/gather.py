@@ -13,10 +13,11 @@ import argparse
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from espnet_bimamba.errors import BiMambaError, RecipeError
+from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
 from espnet_bimamba.files import draft_of, write_whole
 
 HEADING = re.compile(r"#+ (WER|CER|TER)")
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", default="test", help="name of the test set (default: test)")
     args = parser.parse_args(argv)
     try:
+        _refuse_twice("--models", args.models or ())
+        _refuse_twice("--seeds", args.seeds or ())
         files = found(args.exp)
         models = args.models or sorted(files)
         files = {model: _picked(files, model, args.seeds, args.exp) for model in models}
@@ -67,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _refuse_twice(option: str, values: Sequence[object]) -> None:
+    # One training counted twice would move the mean and shrink the variance.
+    twice = [value for value, times in Counter(values).items() if times > 1]
+    if twice:
+        given = " ".join(map(str, values))
+        raise OptionError(option, given, f"each but once, unlike {' '.join(map(str, twice))}")
 
 
 def found(exp: Path) -> Files:

@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 
 import pytest
+from matplotlib import pyplot
 
 from tests.egs.programs import HOME, load
 
@@ -71,6 +73,33 @@ def test_the_papers_table_comes_out_with_its_mean_and_variance(exp, capsys):
     )
     assert (exp / "seeds.md").read_text() == out
     assert (exp / "seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, which stay open."""
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    yield figures
+    monkeypatch.undo()
+    pyplot.close("all")
+
+
+def test_the_plot_has_a_dot_a_seed_and_a_bar_at_each_mean(exp, drawn):
+    assert gather.main([str(exp), "--models", *PAPER]) == 0
+    (axes,) = drawn[0].axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == list(PAPER)
+    rates = [[float(rate) for rate in row] for row in PAPER.values()]
+    for place, row in enumerate(rates):
+        dots, bar = axes.lines[place], axes.collections[place]
+        assert (dots.get_marker(), dots.get_color()) == ("o", f"C{place}")
+        assert list(dots.get_xdata()) == [place] * len(SEEDS)
+        assert sorted(dots.get_ydata()) == sorted(row)
+        ((left, right),) = bar.get_segments()
+        assert left == pytest.approx([place - 0.2, statistics.fmean(row)])
+        assert right == pytest.approx([place + 0.2, statistics.fmean(row)])
+    assert (len(axes.lines), len(axes.collections)) == (2, 2)
+    assert axes.get_ylim() == (0, pytest.approx(1.05 * 27.4)), "nothing is cut off"
 
 
 def test_a_table_that_cannot_be_written_is_said(exp, capsys):
@@ -153,12 +182,31 @@ def test_results_by_jiwer_are_read_too(tmp_path, monkeypatch):
         (SCLITE.format(wer="1.0"), ["--models", "conmamba"], "holds no results of conmamba"),
         (
             SCLITE.format(wer="1.0"),
+            ["--seeds", "1", "2", "01"],
+            "--seeds='1 2 1' is not possible: allowed is each but once, unlike 1.\n",
+        ),
+        (
+            SCLITE.format(wer="1.0"),
+            ["--models", "conformer", "conformer"],
+            "--models='conformer conformer' is not possible: allowed is each but once, unlike con",
+        ),
+        (
+            SCLITE.format(wer="1.0"),
             ["--set", "est"],
             "asr_conformer_seed1/RESULTS.md gives no word error rate for est. "
             "What to do: name another set, --set test or train_dev\n",
         ),
     ],
-    ids=["no results", "cut short", "two decodings", "no number", "unknown model", "unknown set"],
+    ids=[
+        "no results",
+        "cut short",
+        "two decodings",
+        "no number",
+        "unknown model",
+        "a seed twice",
+        "a model twice",
+        "unknown set",
+    ],
 )
 def test_what_cannot_be_gathered_is_said(tmp_path, capsys, text, arguments, says):
     if text is not None:
@@ -261,6 +309,16 @@ def test_every_seed_is_trained_and_gathered_once(seeds, tmp_path):
     again = seeds(*command)
     assert again.stdout == done.stdout
     assert (tmp_path / "work" / "calls").read_text().splitlines() == calls, "nothing runs twice"
+
+
+def test_the_sclite_of_the_working_copy_scores(seeds, tmp_path):
+    place = tmp_path / "work" / "tools" / "sctk" / "bin"
+    place.mkdir(parents=True)
+    (tmp_path / "bin" / "sclite").rename(place / "sclite")
+    done = seeds("--recipe", "fake", "--models", "a", "--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "a 13-13 exp/asr_a_seed1" in (tmp_path / "work" / "calls").read_text()
+    assert "jiwer" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -385,6 +443,8 @@ def test_options_of_ours_may_follow_espnets(seeds, tmp_path):
         (["--stage", "11"], "option '--stage' is not possible"),
         (["--seeds", "one"], "--seeds 'one': not whole numbers"),
         (["--models", " "], "--models names none"),
+        (["--seeds", "2 1 01"], "--seeds '2 1 1': each may come but once, unlike 1\n"),
+        (["--models", "b a  b a"], "--models 'b a b a': each may come but once, unlike a b\n"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

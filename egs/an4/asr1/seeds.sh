@@ -41,10 +41,22 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
+once() { # option, its words
+    local twice
+    twice=$(printf '%s\n' "${@:2}" | sort | uniq -d | tr '\n' ' ')
+    [ -z "${twice}" ] || refuse "$1 '${*:2}': each may come but once, unlike ${twice% }"
+}
+
 run=${home}/egs/${recipe}/asr1/run.sh
 [ -x "${run}" ] || refuse "no recipe '${recipe}' here: ${run} is not there"
 [ -n "${models// /}" ] || refuse "--models names none"
 [[ ${seeds} =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || refuse "--seeds '${seeds}': not whole numbers"
+# gather.py reads them as numbers: 01 is 1.
+seeds=$(for seed in ${seeds}; do echo "$((10#${seed}))"; done)
+# shellcheck disable=SC2086
+once --models ${models}
+# shellcheck disable=SC2086
+once --seeds ${seeds}
 # shellcheck disable=SC2086
 python3 "${home}/egs/models.py" "${recipe}" ${models}
 if [ -z "${test_set}" ]; then
