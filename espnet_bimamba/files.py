@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: What stands for stdout where a file is named.
+STDOUT = Path("-")
+
 
 def user_cache() -> Path:
     """Returns the folder of what a user's clones share: ``~/.cache/espnet-bimamba``.

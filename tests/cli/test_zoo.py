@@ -9,6 +9,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from contextlib import chdir
 from pathlib import Path
@@ -139,7 +140,7 @@ def seen(monkeypatch):
     """What the fresh processes would report: with this package, without it."""
     reports = {False: GOOD, True: REFUSED}
     monkeypatch.setattr(
-        check, "_in_fresh_process", lambda path, speech, *, disabled: reports[disabled]
+        check, "_in_fresh_process", lambda path, speech, timeout, *, disabled: reports[disabled]
     )
     return reports
 
@@ -808,7 +809,7 @@ def test_the_process_is_kept_from_this_environment(
         "open(sys.argv[3], 'w').write(json.dumps({'text': repr(seen)}))\n"
     )
     monkeypatch.setattr(probe, "__file__", str(script))
-    report = check._in_fresh_process(packed, packed, disabled=False)
+    report = check._in_fresh_process(packed, packed, 60, disabled=False)
     assert report.text == repr((1, True, [], ""))
 
 
@@ -816,8 +817,64 @@ def test_a_process_that_dies_says_its_last_words(packed, monkeypatch, tmp_path):
     dying = tmp_path / "dying.py"
     dying.write_text("import sys; sys.exit('killed by the kernel')")
     monkeypatch.setattr(probe, "__file__", str(dying))
-    report = check._in_fresh_process(packed, packed, disabled=False)
+    report = check._in_fresh_process(packed, packed, 60, disabled=False)
     assert report.error == "the process ended with exit code 1: killed by the kernel"
+
+
+#: Never ends, nor does what it starts, and writes down who that is.
+STALLING = """\
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+open({pid!r}, "w").write(str(child.pid))
+time.sleep(1000)
+"""
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_process_that_stalls_is_ended_with_all_it_started(packed, verdict, monkeypatch, tmp_path):
+    card.add(packed, card.render(archive.read(packed), card.Labels(source="git+https://x")))
+    pid = tmp_path / "pid"
+    stalling = tmp_path / "stalling.py"
+    stalling.write_text(STALLING.format(pid=str(pid)))
+    monkeypatch.setattr(probe, "__file__", str(stalling))
+    status, failed = verdict(packed, "--timeout", "3")
+    assert status == 1
+    said = "not done after 3 s, which --timeout allows"
+    assert failed == {"loading": said, "without us": f"fails in another way: {said}"}
+    for _ in range(100):  # the kernel ends it in its own time
+        if not is_running(pid.read_text()):
+            break
+        time.sleep(0.1)
+    assert not is_running(pid.read_text())
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "1.5", "soon"])
+def test_a_timeout_is_a_number_of_seconds(packed, capsys, timeout):
+    with pytest.raises(SystemExit) as raised:
+        main(["zoo", "check", str(packed), f"--timeout={timeout}"])
+    assert raised.value.code == 2
+    says = f"argument --timeout: {timeout!r} is not possible: allowed is a whole number of seconds"
+    assert says in capsys.readouterr().err
+
+
+def test_the_limits_of_the_guide_are_those_of_the_program():
+    text = DOCS.read_text()
+    documented = {
+        "no larger than {} GiB when unpacked": archive.LARGEST_ARCHIVE / 2**30,
+        "no name in it is longer than {} characters": archive.LONGEST_NAME,
+        "of {} MiB at most": archive.LARGEST_TEXT / 2**20,
+        "may take {} seconds": check.TIMEOUT,
+    }
+    for words, limit in documented.items():
+        [said] = re.findall(words.format(r"([\d.]+)"), text)
+        assert float(said) == limit, words
 
 
 def test_the_card_says_what_is_needed_and_how_it_is_used(packed, capsys):
@@ -882,6 +939,39 @@ def test_corpus_and_language_are_those_of_the_recipe(tiny, spoilt, tmp_path, cap
     assert (front["datasets"], front["language"]) == (["aishell"], "zh")
 
 
+OWN = {"asru": "egs/asru/asr1/run.sh", "so762": "egs/so762/asr1/run.sh"}
+
+
+@pytest.mark.parametrize("corpus", OWN)
+def test_a_recipe_of_ours_is_not_called_espnets(packed, tmp_path, corpus):
+    exp = tmp_path / f"egs2/{corpus}/asr1/exp"
+    exp.mkdir(parents=True)
+    path = packed.rename(exp / "model.zip")
+    assert main(["zoo", "card", str(path), "--repo", "me/tiny"]) == 0
+    text = zipfile.ZipFile(path).read("README.md").decode()
+    assert (
+        f"This model was trained using the {corpus} recipe of espnet-bimamba, `{OWN[corpus]}`, "
+        "with [ESPnet](https://github.com/espnet/espnet/) "
+    ) in text
+    assert "recipe in" not in text
+    assert "recipe of ESPnet" not in text
+    assert "--download_model" not in text, "ESPnet has no such recipe to run it in"
+
+
+def test_a_stock_recipe_is_espnets(packed, capsys):
+    assert main(["zoo", "card", str(packed), "--corpus", "an4", "--repo", "me/x", "-o", "-"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "was trained using the an4 recipe in [ESPnet](https://github.com/espnet/espnet/) " in text
+    )
+    assert "In the an4 recipe of ESPnet:\n\n```bash\n./run.sh " in text
+
+
+def test_without_a_recipe_espnet_is_named(packed, capsys):
+    assert main(["zoo", "card", str(packed), "-o", "-"]) == 0
+    assert "was trained in [ESPnet](https://github.com/espnet/espnet/) " in capsys.readouterr().out
+
+
 def test_with_intermediate_ctc_the_usage_takes_both_results(tiny, spoilt):
     config = edited(
         tiny,
@@ -933,6 +1023,16 @@ def test_a_card_may_go_elsewhere(packed, tiny, tmp_path):
     assert packed.read_bytes() == tiny.read_bytes()
 
 
+def test_a_card_may_go_to_stdout(packed, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["zoo", "card", str(packed), "-o", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert out == card.render(archive.read(packed), card.Labels())
+    assert "README.md is in" not in err
+    assert packed.read_bytes() == tiny.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_write_that_fails_leaves_everything_as_it_was(
     packed, tiny, tmp_path, monkeypatch, capsys, elsewhere
@@ -967,6 +1067,31 @@ def test_a_card_has_a_licence(packed, capsys, licence):
     assert main(["zoo", "card", str(packed), "--license", licence]) == 2
     assert f"--license={licence!r} is not possible: allowed is a licence" in capsys.readouterr().err
     assert "README.md" not in zipfile.ZipFile(packed).namelist()
+
+
+@pytest.mark.parametrize("language", ["english speech", "EN", "e", "engl", "zh, en", "zh,"])
+def test_a_language_is_a_code(packed, capsys, language):
+    assert main(["zoo", "card", str(packed), "--language", language]) == 2
+    assert (
+        f"--language={language!r} is not possible: allowed is a code of two or three letters, "
+        "for example en, or several: zh,en."
+    ) in capsys.readouterr().err
+    assert "README.md" not in zipfile.ZipFile(packed).namelist()
+
+
+@pytest.mark.parametrize(("language", "listed"), [("yue", "yue"), ("zh,en", ["zh", "en"])])
+def test_several_languages_are_a_list(packed, capsys, language, listed):
+    assert main(["zoo", "card", str(packed), "--language", language, "-o", "-"]) == 0
+    front = yaml.safe_load(capsys.readouterr().out.split("---")[1])
+    assert front["language"] == listed
+
+
+def test_what_is_no_code_in_the_path_of_the_tokens_is_not_guessed(tiny, spoilt, capsys):
+    bpe = "data/multilingual_token_list/bpe_unigram30/bpe.model"
+    config = edited(tiny, f"{EXP}/config.yaml", lambda c: c.update(token_type="bpe", bpemodel=bpe))
+    path = spoilt({f"{EXP}/config.yaml": config}, added=[(bpe, "")])
+    assert main(["zoo", "card", str(path)]) == 0
+    assert "note: it does not name the language" in capsys.readouterr().err
 
 
 def test_a_repo_has_an_owner(packed, capsys):

@@ -11,6 +11,7 @@ import yaml
 from espnet_bimamba.cli.conf.files import add_force, difference, items, parse, read, write_whole
 from espnet_bimamba.encoders.options import FEED_FORWARD, REFUSED
 from espnet_bimamba.errors import ConfigError
+from espnet_bimamba.files import STDOUT
 from espnet_bimamba.registry import ENCODERS
 
 EXAMPLES = """\
@@ -64,7 +65,12 @@ def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     parser.add_argument("yaml", type=Path, metavar="STOCK.yaml")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="write here instead of to stdout"
+        "-o",
+        "--output",
+        type=Path,
+        default=STDOUT,
+        metavar="OUT",
+        help="write here (default: %(default)s, stdout)",
     )
     add_force(parser)
     parser.add_argument("--encoder", choices=sorted(ENCODERS), help="which of ours to name")
@@ -75,11 +81,11 @@ def run_convert(args: argparse.Namespace) -> int:
     """Convert one file; see :func:`convert`."""
     stock = read(args.yaml)
     conversion = convert(stock, args.yaml, args.encoder)
-    if args.output is None:
+    if args.output == STDOUT:
         sys.stdout.write(conversion.text)
     else:
         write_whole(args.output, conversion.text, force=args.force)
-    name = str(args.output or "<stdout>")
+    name = "<stdout>" if args.output == STDOUT else str(args.output)
     sys.stderr.writelines(difference(stock, conversion.text, str(args.yaml), name))
     position = conversion.removed.get("pos_enc_layer_type", DEFAULT_POSITIONS[conversion.stock])
     if position != "rel_pos":

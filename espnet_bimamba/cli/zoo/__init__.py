@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from espnet_bimamba.cli.zoo import archive, card
-from espnet_bimamba.cli.zoo.check import checks
+from espnet_bimamba.cli.zoo.check import TIMEOUT, checks
+from espnet_bimamba.files import STDOUT
 
 WORDS = {True: "ok", False: "FAILED", None: "-"}
 
@@ -46,6 +47,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check_parser.add_argument(
         "--wav", type=Path, metavar="FILE", help="transcribe this (default: a second of noise)"
     )
+    check_parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="what takes longer fails: of either process (default: %(default)s)",
+    )
     check_parser.add_argument("--json", action="store_true", help="print the list as JSON")
     check_parser.set_defaults(run=run_check)
 
@@ -66,14 +74,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     card_parser.add_argument("model", type=Path, metavar="MODEL.zip")
     card_parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="write here, not into the archive"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="write here, not into the archive; - is stdout",
     )
     card_parser.add_argument("--repo", metavar="OWNER/NAME", help="where on the Hub it will be")
     card_parser.add_argument(
         "--corpus", metavar="NAME", help="trained on this (default: the recipe it lies in)"
     )
     card_parser.add_argument(
-        "--language", metavar="CODE", help="of the speech (default: the recipe's --lang)"
+        "--language",
+        metavar="CODE[,CODE...]",
+        help="of the speech, as the Hub knows it: en, or zh,en (default: the recipe's --lang)",
     )
     card_parser.add_argument(
         "--license", default=card.LICENSE, help="of the weights (default: %(default)s, ESPnet's)"
@@ -87,10 +101,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     card_parser.set_defaults(run=run_card)
 
 
+def _seconds(text: str) -> int:
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not possible: allowed is a whole number of seconds, from 1 on"
+    )
+
+
 def run_check(args: argparse.Namespace) -> int:
     """Check one model; see :func:`espnet_bimamba.cli.zoo.check.checks`."""
     found = []
-    for check in checks(args.model, args.wav):
+    for check in checks(args.model, args.wav, args.timeout):
         found.append(check)
         if not args.json:
             # Of what an archive says, nothing may pass for a line of the list.
@@ -118,9 +140,12 @@ def run_card(args: argparse.Namespace) -> int:
     text = card.render(model, labels)
     if args.output is None:
         card.add(args.model, text)
+    elif args.output == STDOUT:
+        sys.stdout.write(text)
     else:
         card.write(args.output, text)
-    print(f"{archive.README} is in {args.output or args.model}", file=sys.stderr)
+    if args.output != STDOUT:
+        print(f"{archive.README} is in {args.output or args.model}", file=sys.stderr)
     for option in ("repo", "corpus", "language"):
         if getattr(labels, option) is None:
             print(f"note: it does not name the {option}: --{option} does", file=sys.stderr)

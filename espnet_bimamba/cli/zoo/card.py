@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from espnet_bimamba import __version__
+from espnet_bimamba.cli.recipes import RECIPES
 from espnet_bimamba.cli.zoo.archive import README, PackedModel, noted_version, one_line
 from espnet_bimamba.errors import OptionError, PackedModelError
 from espnet_bimamba.files import draft_of
@@ -20,6 +21,9 @@ from espnet_bimamba.registry import OLDEST_ESPNET
 #: What ESPnet's template says.
 LICENSE = "cc-by-4.0"
 TASK = "automatic-speech-recognition"
+
+#: ISO 639's, which the Hub knows.
+CODES = re.compile(r"[a-z]{2,3}(,[a-z]{2,3})*")
 
 CITATIONS = """\
 ### Citing ESPnet and the encoder
@@ -49,7 +53,7 @@ class Labels:
     Attributes:
         repo: ``OWNER/NAME`` on the Hugging Face Hub.
         corpus: What it was trained on.
-        language: Its code, such as ``en``.
+        language: Its code, such as ``en``, or several, with commas between them.
         license: Of the weights.
         source: URL that pip can install this package from.
     """
@@ -66,6 +70,9 @@ class Labels:
             raise OptionError("--license", self.license, allowed)
         if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
             raise OptionError("--repo", self.repo, "OWNER/NAME of the Hugging Face Hub")
+        if self.language is not None and not CODES.fullmatch(self.language):
+            allowed = "a code of two or three letters, for example en, or several: zh,en"
+            raise OptionError("--language", self.language, allowed)
         if self.source is not None and not _is_for_others(self.source):
             allowed = "what pip takes elsewhere too, for example git+https://HOST/espnet-bimamba"
             raise OptionError("--source", self.source, allowed)
@@ -83,9 +90,12 @@ def guessed_corpus(path: Path) -> str | None:
 
 
 def guessed_language(model: PackedModel) -> str | None:
-    """Return the recipe's ``--lang``, which is part of the path of its tokens' model."""
+    """Return the recipe's ``--lang``, which is part of the path of its tokens' model.
+
+    None if that is no code of a language.
+    """
     tokens = model.config.get("bpemodel")
-    found = re.match(r"data/(\w+)_token_list/", tokens) if isinstance(tokens, str) else None
+    found = re.match(r"data/([a-z]{2,3})_token_list/", tokens) if isinstance(tokens, str) else None
     return found[1] if found else None
 
 
@@ -187,9 +197,10 @@ def _plain(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
 
 
 def _front(labels: Labels) -> str:
+    codes = labels.language.split(",") if labels.language else []
     front = {
         "tags": ["espnet", "audio", TASK, "espnet-bimamba"],
-        "language": labels.language,
+        "language": codes[0] if len(codes) == 1 else codes,
         "datasets": [labels.corpus] if labels.corpus else None,
         "license": labels.license,
         # ESPnet's template lacks it; without it the Hub's filter by task leaves a model out.
@@ -200,15 +211,23 @@ def _front(labels: Labels) -> str:
 
 
 def _origin(model: PackedModel, labels: Labels) -> str:
-    using = f"using the {labels.corpus} recipe " if labels.corpus else ""
+    using = f"using the {labels.corpus} recipe in " if labels.corpus else "in "
+    if own := _own_recipe(labels):
+        using = f"using the {labels.corpus} recipe of espnet-bimamba, `{own}`, with "
     espnet, torch = (
         one_line(noted_version(model.meta, name) or "(version not noted)")
         for name in ("espnet", "torch")
     )
     return (
-        f"This model was trained {using}in [ESPnet](https://github.com/espnet/espnet/) "
+        f"This model was trained {using}[ESPnet](https://github.com/espnet/espnet/) "
         f"{espnet}, with torch {torch}."
     )
+
+
+def _own_recipe(labels: Labels) -> str | None:
+    """Return the runner of the recipe that the corpus is named after, where ESPnet has none."""
+    known = RECIPES.get(labels.corpus or "")
+    return known.own if known else None
 
 
 def _requirement(model: PackedModel, labels: Labels) -> str:
@@ -251,7 +270,7 @@ print(text)
 
 How it decodes is given with the name: `beam_size`, `ctc_weight` and the other options of the
 inference YAML, which is not packed."""
-    if not (labels.repo and labels.corpus):
+    if not (labels.repo and labels.corpus) or _own_recipe(labels):
         return usage
     return f"""{usage} In the {labels.corpus} recipe of ESPnet:
 

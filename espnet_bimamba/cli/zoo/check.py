@@ -1,8 +1,10 @@
 """Checks a packed model as those who will load it need it, and says what was checked."""
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,8 @@ NAMES = (
     "without us",
 )
 SECONDS = 1
+#: Seconds that either process may take; a large model on a slow machine needs a few minutes.
+TIMEOUT = 600
 DISABLE = "ESPNET_BIMAMBA_DISABLE"
 #: What would make ESPnet or torch run code that comes with the weights.
 UNSAFE_VARIABLES = ("ESPNET_ALLOW_UNSAFE_TORCH_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
@@ -47,12 +51,13 @@ class Check:
     detail: str
 
 
-def checks(path: Path, wav: Path | None = None) -> Iterator[Check]:
+def checks(path: Path, wav: Path | None = None, timeout: int = TIMEOUT) -> Iterator[Check]:
     """Yield what is found, as it is found; what an earlier failure rules out comes as not checked.
 
     Args:
         path: The packed model.
         wav: What to transcribe; None takes a second of noise.
+        timeout: Seconds that either of the two processes may take.
 
     Raises:
         PackedModelError: There is no such file.
@@ -61,7 +66,7 @@ def checks(path: Path, wav: Path | None = None) -> Iterator[Check]:
     archive.existing(path)
     if wav is not None:
         _sound(wav)  # before the first check, of which there may be minutes
-    found = _checks(path, wav)
+    found = _checks(path, wav, timeout)
     check = next(found, None)
     for name in NAMES:
         if check is None or check.name != name:
@@ -71,7 +76,7 @@ def checks(path: Path, wav: Path | None = None) -> Iterator[Check]:
             check = next(found, None)
 
 
-def _checks(path: Path, wav: Path | None) -> Iterator[Check]:
+def _checks(path: Path, wav: Path | None, timeout: int) -> Iterator[Check]:
     # Until the archive is known to be harmless, nothing unpacks it.
     step = "archive"
     try:
@@ -103,8 +108,8 @@ def _checks(path: Path, wav: Path | None) -> Iterator[Check]:
     with tempfile.TemporaryDirectory() as folder:
         speech = wav or _noise(model.sampling_rate, Path(folder))
         _check_speech(speech, model)
-        yield from _judge(_in_fresh_process(path, speech, disabled=False), model)
-        yield _judge_without(_in_fresh_process(path, speech, disabled=True), model)
+        yield from _judge(_in_fresh_process(path, speech, timeout, disabled=False), model)
+        yield _judge_without(_in_fresh_process(path, speech, timeout, disabled=True), model)
 
 
 def _judge(report: probe.Report, model: PackedModel) -> Iterator[Check]:
@@ -163,27 +168,42 @@ def _judge_without(report: probe.Report, model: PackedModel) -> Check:
     )
 
 
-def _in_fresh_process(path: Path, speech: Path, *, disabled: bool) -> probe.Report:
+def _in_fresh_process(path: Path, speech: Path, timeout: int, *, disabled: bool) -> probe.Report:
     """Probe the model in an interpreter that imports nothing of this package by itself."""
     with tempfile.TemporaryDirectory() as folder:
         home, out = Path(folder) / "home", Path(folder) / "report.json"
         home.mkdir()
         arguments = [str(file.absolute()) for file in (path, speech, out)]
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-I", probe.__file__, *arguments],
             # A model that finds its files in the current folder only would not find them here.
             cwd=home,
             env=_environment(home, disabled=disabled),
             # ESPnet asks at a terminal whether it may run code.
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-        )
+            start_new_session=True,  # a group of its own, with all that it starts
+        ) as process:
+            try:
+                _, stderr = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as late:
+                error = f"not done after {late.timeout} s, which --timeout allows"
+                return probe.Report(error=error)
+            finally:
+                _kill_group(process)
         if out.is_file():
             return probe.Report(**json.loads(out.read_text()))
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return probe.Report(error=f"the process ended with exit code {done.returncode}: {last}")
+    last = (stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return probe.Report(error=f"the process ended with exit code {process.returncode}: {last}")
+
+
+def _kill_group(process: "subprocess.Popen[str]") -> None:
+    """End what is left of a process and of those that it started."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(home: Path, *, disabled: bool) -> dict[str, str]:

@@ -85,12 +85,19 @@ def test_one_line_changes_and_the_attention_lines_go(convert):
     status, out, err = convert(CONFORMER)
     assert status == 0
     assert out == CONBIMAMBA
+    assert "\n+++ <stdout>\n" in err
     difference = [
         line
         for line in err.splitlines()
         if line.startswith(("+", "-")) and not line.startswith(("+++", "---"))
     ]
     assert difference == CHANGED
+
+
+def test_a_dash_is_stdout(convert, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert convert(CONFORMER, "-o", "-") == convert(CONFORMER)
+    assert [path.name for path in tmp_path.iterdir()] == ["stock.yaml"]
 
 
 @pytest.mark.parametrize(
