@@ -182,6 +182,7 @@ def build(
         OptionError: There is no such task.
     """
     options, vocab_size = _options(config, vocab_size)
+    _refuse_no_mappings(options, path)
     unknown: dict[str, list[str]] = {}
     absent: dict[str, Exception] = {}
     failures: dict[str, Exception] = {}
@@ -270,6 +271,13 @@ def _options(config: dict[str, Any], vocab_size: int | None) -> tuple[dict[str, 
     tokenizer = config.get("tokenizer")
     size = tokenizer.get("vocab_size") if isinstance(tokenizer, dict) else None
     return options, vocab_size or (size if isinstance(size, int) else None)
+
+
+def _refuse_no_mappings(options: dict[str, Any], path: Path) -> None:
+    # ESPnet would fail in Python's words.
+    for name, value in options.items():
+        if name.endswith("_conf") and isinstance(value, str | int | float):
+            raise ConfigError(path, f"{name} is {value!r}, not a mapping of options")
 
 
 def _settings(

@@ -246,11 +246,12 @@ def run_list(args: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
+    width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
         ours = f" (ESPnet has no such recipe: in a clone, {recipe.own})" if recipe.own else ""
-        print(f"{name:16} {recipe.corpus}{ours}")
-        print(f"{'':16} corpus: {recipe.where}")
-        print(f"{'':16} missing here: {', '.join(absent[name]) or 'nothing'}")
+        print(f"{name:{width}} {recipe.corpus}{ours}")
+        print(f"{'':{width}} corpus: {recipe.where}")
+        print(f"{'':{width}} missing here: {', '.join(absent[name]) or 'nothing'}")
     return 0
 
 

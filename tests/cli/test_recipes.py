@@ -202,6 +202,11 @@ def test_list(cache, tmp_path, capsys):
     assert main(["recipes", "list", "--cache", str(cache)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[::3]] == list(command.RECIPES)
+    columns = [recipe.corpus for recipe in command.RECIPES.values()]
+    starts = {line.index(text) for line, text in zip(lines[::3], columns, strict=True)}
+    starts |= {line.index("corpus: ") for line in lines[1::3]}
+    starts |= {line.index("missing here: ") for line in lines[2::3]}
+    assert len(starts) == 1, "one column"
     (so762,) = [line for line in lines if line.startswith("so762 ")]
     assert so762.endswith(" (ESPnet has no such recipe: in a clone, egs/so762/asr1/run.sh)")
     assert lines[1].endswith(" corpus: LIBRISPEECH in db.sh: the folder above LibriSpeech/")

@@ -107,7 +107,7 @@ def add_parsers(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "destination",
         metavar="DEST",
-        help="a .yaml file, or a folder; with a slash at its end it is made if need be",
+        help="a .yaml or .yml file, or a folder; with a slash at its end it is made if need be",
     )
     add_force(parser)
     parser.set_defaults(run=run_copy)
@@ -185,7 +185,7 @@ def _target(destination: str, name: str) -> Path:
             "DEST",
             destination,
             "a folder that is there, one that shall be made, with a slash at its end, or a file "
-            "with .yaml at its end",
+            "with .yaml or .yml at its end",
         )
     return path
 

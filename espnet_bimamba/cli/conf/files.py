@@ -40,6 +40,8 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(path, f"is not valid YAML: {error}") from error
+    if config is None:
+        raise ConfigError(path, "holds no options: a training YAML is a mapping of options")
     if not isinstance(config, dict):
         raise ConfigError(path, f"holds a {type(config).__name__}, not a mapping of options")
     return config

@@ -14,6 +14,7 @@ second line is a mere comment, ``# Follows: ...``.
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,9 +136,20 @@ def find(name: str, allowed: str = "a name that `espnet-bimamba conf list` print
     files = {file.name: file for file in shipped()}
     if name in files:
         return files[name]
-    near = difflib.get_close_matches(name, files, n=3)
+    near = _near(name, files)
     hint = f"Did you mean {' or '.join(near)}?" if near else ""
     raise OptionError("NAME", name, allowed, hint)
+
+
+def _near(name: str, names: Collection[str]) -> list[str]:
+    """Return the names that somebody may have meant: of this model, else of one like it."""
+    models = {each: each.rpartition("/")[2] for each in names}
+    model = name.rpartition("/")[2]
+    meant = [model] if model in models.values() else []
+    # By the model alone: most names of a recipe are alike, whatever model is asked for.
+    meant = meant or difflib.get_close_matches(model, {*models.values()}, n=9, cutoff=0.7)
+    alike = [each for each in names if models[each] in meant]
+    return difflib.get_close_matches(name, alike, n=3, cutoff=0)
 
 
 def locate(text: str) -> Path:

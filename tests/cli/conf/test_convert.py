@@ -229,7 +229,7 @@ def test_a_write_that_fails_leaves_no_half_file(convert, tmp_path, monkeypatch):
     [
         ("encoder: conformer\n  broken: [\n", "is not valid YAML: mapping values"),
         ("- encoder\n", "holds a list, not a mapping of options"),
-        ("", "holds a NoneType, not a mapping of options"),
+        ("", "holds no options: a training YAML is a mapping of options"),
         ("decoder: transformer\n", "names no encoder: there is no line `encoder:`"),
         ("encoder: null\n", "names no encoder"),
         ("encoder: conbimamba\n", "encoder: conbimamba is ours already"),

@@ -1,6 +1,7 @@
 """`espnet-bimamba conf list | show | diff | copy`: what is printed, written and refused."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -183,6 +184,28 @@ def test_an_unknown_name_is_refused_with_the_nearest(cli, tmp_path, action):
     assert "Did you mean librispeech_100/conextbimamba" in err
 
 
+def test_a_copy_may_end_as_espnets_do_or_in_yml(cli, tmp_path):
+    status, out, _ = cli("copy", "seame/conextbimamba", tmp_path / "x.yml")
+    assert (status, out) == (0, f"{tmp_path}/x.yml\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("seame/nosuch", ""),
+        ("librispeech_100/nosuch", ""),
+        (
+            "seme/conextbimamba",
+            r" Did you mean seame/conextbimamba or [a-z_0-9/]+/conextbimamba or .*",
+        ),
+        ("conextbimamba", r" Did you mean( \w+/conextbimamba( or|\?)){3}"),
+    ],
+)
+def test_only_what_is_near_is_suggested_and_the_model_counts_most(cli, name, hint):
+    err = cli("show", name)[2]
+    assert re.search(rf"`espnet-bimamba conf list` prints\.{hint}\n$", err), err
+
+
 def test_diff_shows_settings_and_no_comments(cli, conf, cache):
     status, out, err = cli("diff", "corpus/model", "--cache", cache)
     assert (status, err) == (0, "")
@@ -278,7 +301,8 @@ def test_copy_to_a_name_that_is_no_yaml_s_is_refused(cli, tmp_path):
     assert (status, out) == (2, "")
     assert err == (
         f"espnet-bimamba: DEST='{tmp_path}/tuning' is not possible: allowed is a folder that is "
-        "there, one that shall be made, with a slash at its end, or a file with .yaml at its end.\n"
+        "there, one that shall be made, with a slash at its end, or a file with .yaml or .yml at "
+        "its end.\n"
     )
     assert not (tmp_path / "tuning").exists()
 
