@@ -111,3 +111,14 @@ def test_what_needs_neither_loads_neither_torch_nor_espnet(call, tmp_path):
         [sys.executable, "-c", code, *words], check=True, capture_output=True, text=True, cwd=HOME
     )
     assert done.stdout.splitlines()[-1] == "status 0 loaded", done.stderr
+
+
+@pytest.mark.parametrize("command", ["conf list", "zoo check model.zip", "doctor"])
+def test_an_unknown_option_is_told_with_the_usage_of_its_command(capsys, command):
+    with pytest.raises(SystemExit) as raised:
+        main([*command.split(), "--jsn"])
+    assert raised.value.code == 2
+    out, err = capsys.readouterr()
+    name = f"espnet-bimamba {command.removesuffix(' model.zip')}"
+    assert (out, err.splitlines()[0].startswith(f"usage: {name} [-h]")) == ("", True), err
+    assert err.endswith(f"\n{name}: error: unrecognized arguments: --jsn\n")
