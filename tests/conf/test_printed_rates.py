@@ -30,6 +30,10 @@ STATED = {
         "29.38; 20.41; 25.79; 33.52; 29.86; 20.90; 27.73; 36.80; 5626; `concat`"
     ),
     "Table 9, SEAME's Transformer": "24 layers; 2048 units; 18; 1024",
+    "Table 9, kernel of the depth-wise convolution": "31; none",
+    "Table 16, whose model": "ConExtBiMamba; ExtBiMamba; 38.5 / 37.7",
+    "ConExtBiMamba against Branchformer": "16.6 / 23.4; 16.3 / 23.2",
+    "which models have that noise": "Table 19; `A_init: s4d_real`",
     "Table 10, SEAME's and ASRU's Conformer": "kernel 31; 15",
     "epochs, Table 10": "120; 70",
     "window and hop, Tables 9, 10 and 11": "400; 160; 512; 128",
