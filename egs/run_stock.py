@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from espnet_bimamba.cli.conf.files import parse, read
 from espnet_bimamba.cli.params import REMEDIES
 from espnet_bimamba.cli.recipes import warn_of_missing
 from espnet_bimamba.errors import BiMambaError, OptionError, RecipeError
-from espnet_bimamba.files import draft_of, write_whole
+from espnet_bimamba.files import write_whole
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -331,19 +330,28 @@ def _below_downloads(name: str) -> Callable[[Path, Path], None]:
 
 def _seame(work: Path, options: list[str]) -> list[str] | None:
     _score_mixed(work)
-    return _seame_first(work, options)
+    return _seame_first(work, [*options, *_references(options)])
 
 
 def _score_mixed(work: Path) -> None:
     """Adds to SEAME's own scoring what it lacks: it counts Mandarin and English apart.
 
     asr.sh calls that script with the experiment of the run, so only ESPnet has to know what it is
-    called. A script that is no link is the user's, or ours from an earlier call.
+    called. A script that is no link is the user's.
     """
-    script = Path("local") / "score.sh"
-    if (work / script).is_symlink():
-        with draft_of(work / script) as draft:
-            shutil.copy(HOME / "egs/seame/asr1" / script, draft)
+    script, ours = work / "local" / "score.sh", HOME / "egs/seame/asr1/local/score.sh"
+    if script.is_symlink() and script.readlink() != ours:
+        script.rename(script.with_name("score_stock.sh"))
+        script.symlink_to(ours)
+
+
+def _references(options: Sequence[str]) -> list[str]:
+    """Tells our scoring where asr.sh keeps its data, if that is not where it does by default."""
+    places = {"--dumpdir": "dump", "--feats_type": "raw"}
+    dump = "/".join(_value(options, name) or usual for name, usual in places.items())
+    if dump == "dump/raw" or _value(options, "--local_score_opts"):
+        return []
+    return ["--local_score_opts", f"--dump {dump}"]
 
 
 def _seame_first(work: Path, options: list[str]) -> list[str] | None:

@@ -491,6 +491,31 @@ def score(run, tree, tmp_path, monkeypatch):
     return call
 
 
+def test_seames_references_are_where_asr_sh_keeps_them(score, tmp_path):
+    work = tmp_path / "work" / "egs2" / "seame" / "asr1"
+    decode(work / "exp" / "asr_mine")
+    (work / "dump").rename(work / "elsewhere")
+    (work / "elsewhere" / "raw").rename(work / "elsewhere" / "raw_copy")
+    done = score("--asr_tag", "mine", "--dumpdir", "elsewhere", "--feats_type", "raw_copy")
+    assert done.returncode == 0, done.stderr
+    assert "|MER, mixed|" in (work / "exp" / "asr_mine" / "MER.md").read_text()
+
+
+def test_seames_scoring_is_put_in_once_and_calls_stocks(score, tmp_path):
+    local = tmp_path / "work" / "egs2" / "seame" / "asr1" / "local"
+    decode(local.parent / "exp" / "asr_mine")
+    for _ in range(2):
+        assert score("--asr_tag", "mine").returncode == 0
+        assert (local / "score.sh").readlink() == HOME / "egs/seame/asr1/local/score.sh"
+        assert "computes CER of Mandarin" in (local / "score_stock.sh").read_text()
+    # A Python file of the user's own beside it changes nothing in that.
+    own = (local / "split_lang_trn.py").read_text()
+    (local / "split_lang_trn.py").unlink()
+    (local / "split_lang_trn.py").write_text(own)
+    (local / "split_lang_trn.py").chmod(0o755)
+    assert score("--asr_tag", "mine").stdout.count("Mixed error rate") == 1
+
+
 def decode(experiment, dataset="devman", text="a-1 \u6211 like \u732b\n"):
     """Leaves what stage 12 leaves behind."""
     folder = experiment / "decode_asr_asr_model_valid.acc.ave" / dataset

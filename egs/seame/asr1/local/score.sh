@@ -3,9 +3,11 @@
 # mixed error rate, into EXPERIMENT/MER.md. The runner puts it into the working copy.
 set -euo pipefail
 
-experiment=${1:?name the folder of an experiment}
-stock=$(dirname "$(readlink -f local/split_lang_trn.py)")
+dump=dump/raw  # Where the references are.
 
-"${stock}/score.sh" "${experiment}"
+. utils/parse_options.sh
+
+experiment=${1:?name the folder of an experiment}
+local/score_stock.sh "${experiment}"
 printf '\nMixed error rate, %s/MER.md:\n' "${experiment}"
-python3 -m espnet_bimamba.scoring --experiment "${experiment}"
+python3 -m espnet_bimamba.scoring --experiment "${experiment}" --dump "${dump}"
