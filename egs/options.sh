@@ -38,3 +38,13 @@ training_yaml() { # folder, model, task: asr or enh
     fi
     echo "${yaml}"
 }
+
+# A YAML of the user's own is looked for where the user is; without one it is the model's.
+own_or_model_yaml() { # option, its value, folder, model, task
+    if [ -z "$2" ]; then
+        training_yaml "${@:3}"
+        return
+    fi
+    [ -f "$2" ] || refuse "option $1: '$2' is no file"
+    readlink -f "$2"
+}

@@ -36,6 +36,15 @@ def test_all_stages_are_espnets_but_the_scores(runner, tmp_path):
     assert (tmp_path / "exp/se/egs2/se/enh1/enh.sh").is_symlink()
 
 
+def test_a_yaml_of_the_users_own_is_looked_for_where_the_user_is(runner, tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    (call,) = calls(runner("--enh_config", "mine.yaml", "--stage", "7", "--stop_stage", "7"))
+    assert call["--enh_config"] == str(tmp_path / "mine.yaml")
+    done = runner("--enh_config", "no.yaml")
+    assert done.returncode == 2
+    assert done.stderr.endswith("option --enh_config: 'no.yaml' is no file\n")
+
+
 def test_espnet_reads_what_it_is_to_mix(runner):
     (call,) = calls(runner("--stop_stage", "6", "--enh_args", "--max_epoch 1"))
     assert call["--enh_args"].split()[:2] == ["--seed", "1"]

@@ -440,6 +440,8 @@ def test_options_of_ours_may_follow_espnets(seeds, tmp_path):
     [
         (["--ngpu"], "option '--ngpu' needs a value"),
         (["--model", "a"], "option '--model' is not possible: this program sets it itself"),
+        (["--asr_config", "a"], "option '--asr_config' is not possible: this program sets it"),
+        (["--asr_tag", "a"], "option '--asr_tag' is not possible: this program sets it itself"),
         (["--stage", "11"], "option '--stage' is not possible"),
         (["--seeds", "one"], "--seeds 'one': not whole numbers"),
         (["--models", " "], "--models names none"),

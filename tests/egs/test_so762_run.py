@@ -9,9 +9,13 @@ PLAIN = "--max_epoch 8 --specaug none --preprocessor_conf data_aug_prob=0.0"
 
 
 @pytest.fixture
-def run(tmp_path):
+def runner(tmp_path):
+    return own_runner("so762", tmp_path, PRINT)
+
+
+@pytest.fixture
+def run(runner):
     """Calls a copy of the runner; returns the options of each call of asr.sh."""
-    runner = own_runner("so762", tmp_path, PRINT)
 
     def call(*options):
         done = runner(*options)
@@ -39,6 +43,15 @@ def test_the_first_epochs_are_without_augmentation(run, tmp_path):
 def test_what_does_not_train_is_one_call(run):
     assert courses(run("--stop_stage", "10")) == [("1", "10", "--seed 1")]
     assert courses(run("--stage", "12")) == [("12", "12", "--seed 1")]
+
+
+def test_a_yaml_of_the_users_own_is_looked_for_where_the_user_is(run, runner, tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    (call,) = run("--asr_config", "mine.yaml", "--stage", "12")
+    assert call["--asr_config"] == str(tmp_path / "mine.yaml")
+    done = runner("--asr_config", "no.yaml")
+    assert done.returncode == 2
+    assert done.stderr.endswith("option --asr_config: 'no.yaml' is no file\n")
 
 
 def test_the_users_options_are_passed_on(run):

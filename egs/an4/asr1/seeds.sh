@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
         --work) work=$2 ;;
         --set) test_set=$2 ;;
         --asr_args) asr_args="$2 " ;;
-        --model | --stage | --stop_stage | --asr_exp | --asr_stats_dir)
+        --model | --stage | --stop_stage | --asr_exp | --asr_stats_dir | --asr_config | --asr_tag)
             refuse "option '$1' is not possible: this program sets it itself" ;;
         *) given+=("$1" "$2") ;;
     esac

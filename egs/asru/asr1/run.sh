@@ -40,9 +40,7 @@ done
 work=${work:-${home}/exp/asru}
 
 [ "${english_bpe}" -gt 0 ] || refuse "option --english_bpe: '${english_bpe}' is no number from 1 on"
-[ -n "${asr_config}" ] || asr_config=$(training_yaml "${configs}" "${model}" asr)
-[ -f "${asr_config}" ] || refuse "option --asr_config: '${asr_config}' is no file"
-asr_config=$(readlink -f "${asr_config}")
+asr_config=$(own_or_model_yaml --asr_config "${asr_config}" "${configs}" "${model}" asr)
 
 [ -z "${corpus}" ] || ASRU=$(readlink -m "${corpus}")
 export ASRU=${ASRU:-}

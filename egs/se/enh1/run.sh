@@ -24,6 +24,7 @@ work=$(working_copy "${BASH_SOURCE[0]}" se/enh1)
 stage=1
 stop_stage=8
 enh_args=
+enh_config=
 score_nj=2 # processes of stage 8
 options=()
 
@@ -39,6 +40,7 @@ while [ $# -gt 0 ]; do
         --stage) number "$@" && stage=$2 ;;
         --stop_stage) number "$@" && stop_stage=$2 ;;
         --enh_args) enh_args=$2 ;;
+        --enh_config) enh_config=$2 ;;
         --score_nj) number "$@" && score_nj=$2 ;;
         *) options+=("$1" "$2") ;;
     esac
@@ -54,7 +56,7 @@ case ${protocol} in
     *) refuse "no protocol '${protocol}' here; there are: paper, so762" ;;
 esac
 configs=${home}/conf/${name}
-config=$(training_yaml "${configs}" "${model}" enh)
+enh_config=$(own_or_model_yaml --enh_config "${enh_config}" "${configs}" "${model}" enh)
 
 # Read by local/data.sh: as options of it, paths with spaces would fall apart in enh.sh.
 [ -z "${corpus}" ] || corpus=$(readlink -m "${corpus}")
@@ -83,7 +85,7 @@ enh() {
         --valid_set valid \
         --test_sets test \
         --extra_wav_list noises.scp \
-        --enh_config "${config}" \
+        --enh_config "${enh_config}" \
         --enh_tag "${tag}" \
         --enh_args "--seed ${seed} ${mixing} ${enh_args}" \
         --inference_model valid.loss.best.pth \

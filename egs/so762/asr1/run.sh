@@ -21,6 +21,7 @@ work=$(working_copy "${BASH_SOURCE[0]}" so762/asr1)
 stage=1
 stop_stage=12 # ../results.py scores: it needs no sclite
 asr_args=
+asr_config=
 options=()
 
 while [ $# -gt 0 ]; do
@@ -33,13 +34,14 @@ while [ $# -gt 0 ]; do
         --stage) number "$@" && stage=$2 ;;
         --stop_stage) number "$@" && stop_stage=$2 ;;
         --asr_args) asr_args=$2 ;;
+        --asr_config) asr_config=$2 ;;
         *) options+=("$1" "$2") ;;
     esac
     shift 2
 done
 work=${work:-${home}/exp/so762}
 
-config=$(training_yaml "${configs}" "${model}" asr)
+asr_config=$(own_or_model_yaml --asr_config "${asr_config}" "${configs}" "${model}" asr)
 
 # Read by local/data.sh: as an option of it, a path with spaces would fall apart in asr.sh.
 [ -z "${corpus}" ] || corpus=$(readlink -m "${corpus}")
@@ -63,7 +65,7 @@ asr() {
         --valid_set dev \
         --test_sets "dev test" \
         --lm_train_text data/train/text \
-        --asr_config "${config}" \
+        --asr_config "${asr_config}" \
         --asr_tag "${model}_seed${seed}" \
         --inference_config "${configs}/decode_asr.yaml" \
         --inference_asr_model valid.cer_ctc.ave.pth \
