@@ -276,7 +276,7 @@ def _options(config: dict[str, Any], vocab_size: int | None) -> tuple[dict[str, 
 def _refuse_no_mappings(options: dict[str, Any], path: Path) -> None:
     # ESPnet would fail in Python's words.
     for name, value in options.items():
-        if name.endswith("_conf") and isinstance(value, str | int | float):
+        if name.endswith("_conf") and isinstance(value, str | int | float | list):
             raise ConfigError(path, f"{name} is {value!r}, not a mapping of options")
 
 

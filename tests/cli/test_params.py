@@ -138,6 +138,7 @@ def test_the_config_of_a_training_is_read_too(table):
         ("[]", "holds a list, not a mapping"),
         ("# nothing\n", "train.yaml: holds no options: a training YAML is a mapping of options\n$"),
         ("encoder: conbimamba\nencoder_conf: 3\n", "yaml: encoder_conf is 3, not a mapping of op"),
+        ("encoder: conbimamba\nencoder_conf: [a]\n", r"encoder_conf is \['a'\], not a mapping"),
         (
             "separator: rnn\nno_such_option: 1\n",
             "no training YAML of any ESPnet task: .*, the nearest, has no option no_such_option$",

@@ -200,7 +200,7 @@ def _in_fresh_process(path: Path, speech: Path, timeout: int, *, disabled: bool)
 
 
 def _kill_group(process: "subprocess.Popen[str]") -> None:
-    """End what is left of a process and of those that it started."""
+    """End a process that has not ended, and those that it started."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
