@@ -1,5 +1,7 @@
 """Tables in Markdown, and the part of a document that a program writes."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from espnet_bimamba.errors import BiMambaError
@@ -39,3 +41,22 @@ def put(text: str, file: Path, program: str) -> None:
         raise DocumentError(f"{file} has no lines {marker} and {END} to put the tables between")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, f"{before}{marker}\n\n{text}\n\n{END}{after}")
+
+
+def publish(make: Callable[[], str], file: Path | None, program: str) -> int:
+    """Print what a program finds, put it into a document, and return the program's exit code.
+
+    Args:
+        make: Finds it.
+        file: Of Markdown, as in :func:`put`; None for no document.
+        program: As in :func:`put`.
+    """
+    try:
+        text = make()
+        if file:
+            put(text, file, program)
+        print(text)
+    except (BiMambaError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

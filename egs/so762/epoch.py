@@ -8,10 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from document import markdown, put
+from document import markdown, publish
 from runs import ResultsError, Run, positive, read_all
-
-from espnet_bimamba.errors import BiMambaError
 
 PROGRAM = "egs/so762/epoch.py"
 
@@ -56,15 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     args = parser.parse_args(argv)
-    try:
-        text = table([run for recipe in args.recipe for run in read_all(recipe)], args.number)
-        if args.into:
-            put(text, args.into, f"{PROGRAM} {args.number}")
-        print(text)
-    except (BiMambaError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    def make() -> str:
+        return table([run for recipe in args.recipe for run in read_all(recipe)], args.number)
+
+    return publish(make, args.into, f"{PROGRAM} {args.number}")
 
 
 if __name__ == "__main__":

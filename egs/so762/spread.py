@@ -17,10 +17,8 @@ from typing import Any
 
 import soundfile
 import torch
-from document import markdown, put
+from document import markdown, publish
 from runs import ResultsError, add_recipe, positive, table, trainings
-
-from espnet_bimamba.errors import BiMambaError
 
 PROGRAM = "egs/so762/spread.py"
 AVERAGED = "valid.cer_ctc.ave.pth"
@@ -224,15 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="a Markdown file, between its markers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        text = report(args.recipe, args.clips)
-        if args.into:
-            put(text, args.into, PROGRAM)
-        print(text)
-    except (BiMambaError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return publish(lambda: report(args.recipe, args.clips), args.into, PROGRAM)
 
 
 if __name__ == "__main__":
